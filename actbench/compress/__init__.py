@@ -1,0 +1,7 @@
+"""Train an unmodified model while less of its activations is kept for backward."""
+
+from actbench.compress.interception import Compression, compress
+from actbench.compress.ledger import Ledger, Saved
+from actbench.compress.prediction import Operation, predict_saved_bytes
+
+__all__ = ["Compression", "Ledger", "Operation", "Saved", "compress", "predict_saved_bytes"]

@@ -1,0 +1,189 @@
+"""Autograd functions whose forward is the stock operation and which keep less for backward.
+
+Each `forward` calls the very torch function it stands for, so results are FP32's bit for bit. What is kept goes
+through `save_for_backward`, where any saved-tensor hook sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from actbench.compress.saved import Kept
+from actbench.quant import pack_mask, unpack_mask
+
+
+class Linear(Function):
+    """`product(x, weight, bias)`, keeping x [..., D] packed; the weight's gradient is an unbiased estimate.
+
+    `transposed` tells F.linear, whose weight is [H, D], from matmul, whose weight is [D, H].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        product: Callable[..., Tensor],
+        transposed: bool,
+        kept: Kept,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """Keeps the weight and the packed x."""
+        operands = (x, weight) if bias is None else (x, weight, bias)
+        ctx.kept, ctx.transposed = kept, transposed
+        ctx.save_for_backward(weight, *kept.pack(x.reshape(-1, x.shape[-1])))
+        return product(*operands)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Exact for x and bias, an estimate for the weight."""
+        weight, *packed = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        by_x = by_weight = by_bias = None
+        if ctx.needs_input_grad[3]:
+            square = weight if ctx.transposed else weight.t()
+            by_x = (rows @ square).view(*gradient.shape[:-1], square.shape[1])
+        if ctx.needs_input_grad[4]:
+            by_weight = ctx.kept.left_product(rows.t(), tuple(packed))
+            by_weight = by_weight if ctx.transposed else by_weight.t()
+        if ctx.needs_input_grad[5]:
+            by_bias = rows.sum(0)
+        return None, None, None, by_x, by_weight, by_bias
+
+
+class BatchNorm(Function):
+    """`F.batch_norm`, keeping its input packed and not projected."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kept: Kept,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        momentum: float,
+        eps: float,
+    ) -> Tensor:
+        """Keeps the packed input and the batch's mean and inverse standard deviation."""
+        # What F.batch_norm itself dispatches to; it alone also returns what backward needs, whichever library
+        # (native, cuDNN, MIOpen) it picks.
+        out, mean, inverse_std, reserve, ctx.library = torch.ops.aten._batch_norm_impl_index(
+            x, weight, bias, running_mean, running_var, training, momentum, eps, torch.backends.cudnn.enabled
+        )
+        ctx.kept, ctx.training, ctx.eps, ctx.shape = kept, training, eps, x.shape
+        # In training the running statistics change with every step and play no part in backward.
+        fixed = (None, None) if training else (running_mean, running_var)
+        packed = kept.pack(x.reshape(kept.packing.shape))
+        ctx.save_for_backward(weight, *fixed, mean, inverse_std, reserve, *packed)
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The stock backward on the estimate of the input."""
+        weight, running_mean, running_var, mean, inverse_std, reserve, *packed = ctx.saved_tensors
+        x = ctx.kept.recover(tuple(packed)).view(ctx.shape)
+        needed = [ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.needs_input_grad[3]]
+        gradients = torch.ops.aten._batch_norm_impl_index_backward(
+            ctx.library,
+            x,
+            gradient.contiguous(),
+            weight,
+            running_mean,
+            running_var,
+            mean,
+            inverse_std,
+            ctx.training,
+            ctx.eps,
+            needed,
+            reserve,
+        )
+        by_x, by_weight, by_bias = (g if need else None for g, need in zip(gradients, needed, strict=True))
+        return None, by_x, by_weight, by_bias, None, None, None, None, None
+
+
+class Relu(Function):
+    """`torch.relu`, keeping one bit an element."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
+        """Keeps where the result is zero: what FP32's backward asks too, so NaN passes there as here."""
+        if inplace:
+            ctx.mark_dirty(x)
+        out = x.relu_() if inplace else x.relu()
+        ctx.save_for_backward(pack_mask(out <= 0))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        """Exact."""
+        (packed,) = ctx.saved_tensors
+        return gradient.masked_fill(unpack_mask(packed, gradient.shape), 0), None
+
+
+class Dropout(Function):
+    """`F.dropout` in training, keeping one bit an element; draws what the stock function would draw."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float, inplace: bool) -> Tensor:
+        """Keeps which elements survive."""
+        ctx.p = p
+        if x.is_cuda:
+            out, mask = torch.native_dropout(x, p, True)
+        else:
+            # The CPU's dropout multiplies by noise that it draws in the input's dtype and layout.
+            noise = F.dropout(torch.ones_like(x), p, True)
+            out, mask = x * noise, noise != 0
+        ctx.save_for_backward(pack_mask(mask))
+        if inplace:
+            ctx.mark_dirty(x)
+            return x.copy_(out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+        """Exact."""
+        (packed,) = ctx.saved_tensors
+        mask = unpack_mask(packed, gradient.shape)
+        if ctx.p == 1:
+            return torch.zeros_like(gradient), None, None
+        if gradient.is_cuda:
+            return torch.ops.aten.native_dropout_backward(gradient, mask, 1 / (1 - ctx.p)), None, None
+        return mask.to(gradient.dtype).div_(1 - ctx.p).mul_(gradient), None, None
+
+
+class SparseProduct(Function):
+    """`torch.sparse.mm(adjacency, x, reduce)` for reduce "sum" or "mean", keeping the adjacency alone.
+
+    Stock torch keeps the dense x as well, which only a gradient for the adjacency's values would need.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, adjacency: Tensor, x: Tensor, reduce: str) -> Tensor:
+        """Keeps nothing that is not the graph's already."""
+        ctx.reduce = reduce
+        ctx.save_for_backward(adjacency)
+        return torch.sparse.mm(adjacency, x, reduce)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
+        """Exact: Aᵀ times the gradient, divided by the row's length before that for a mean."""
+        (adjacency,) = ctx.saved_tensors
+        if ctx.reduce == "mean":
+            length = adjacency.crow_indices().diff().clamp_(min=1)
+            gradient = gradient / length.unsqueeze(1)
+        return None, adjacency.t().to_sparse_csr() @ gradient, None

@@ -1,0 +1,216 @@
+"""`compress`: the torch functions that keep activations, replaced by ours while a context is open."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Final, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from actbench.compress.functions import BatchNorm, Dropout, Linear, Relu, SparseProduct
+from actbench.compress.saved import Kept, Noise
+from actbench.scheme import Scheme
+
+_COMPRESSIBLE: Final = (torch.float32, torch.float16, torch.bfloat16)
+_GOLDEN: Final = 0x9E3779B97F4A7C15
+_contexts = itertools.count()
+_open = threading.local()
+
+
+def compress(scheme: Scheme | str, seed: int | None = None) -> Compression:
+    """A context in which forward passes keep activations as `scheme` says.
+
+    `scheme` is a `Scheme` or its text. All projection and rounding noise comes from `seed`; without one it is made
+    from `torch.initial_seed()` and a count of contexts, and never drawn from torch's generators. Results of forward
+    do not change. The innermost of nested contexts decides. Raises `SchemeError` for an invalid text.
+    """
+    if isinstance(scheme, str):
+        scheme = Scheme.parse(scheme)
+    if seed is None:
+        seed = torch.initial_seed() + next(_contexts) * _GOLDEN
+    return Compression(scheme, seed % 2**64)
+
+
+class Compression(TorchFunctionMode):
+    """The context that `compress` makes; may be entered again, and then goes on with fresh noise."""
+
+    def __init__(self, scheme: Scheme, seed: int) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.seed = seed
+        self._kept = itertools.count()
+
+    def __enter__(self) -> Self:
+        _stack().append(self)
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        _stack().pop()
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run `func`, or the function of ours that keeps less."""
+        kwargs = kwargs or {}
+        if self.scheme.compresses and torch.is_grad_enabled() and _stack()[-1] is self:
+            handler = _HANDLERS.get(func)
+            if handler is not None:
+                out = handler(self, func, *args, **kwargs)
+                if out is not None:
+                    return out
+        return func(*args, **kwargs)
+
+    def keep(self, rows: int, width: int, dtype: torch.dtype, projected: bool) -> Kept:
+        """How to keep the next matrix [rows, width], with noise of its own."""
+        ratio = self.scheme.projection if projected else 1
+        return Kept.of(rows, width, dtype, self.scheme, Noise(self.seed, next(self._kept)), ratio)
+
+
+def _stack() -> list[Compression]:
+    if not hasattr(_open, "stack"):
+        _open.stack = []
+    stack: list[Compression] = _open.stack
+    return stack
+
+
+def _compressible(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.layout == torch.strided and x.dtype in _COMPRESSIBLE and x.numel() > 0
+
+
+# A handler's parameters are the intercepted function's own, names included, so that Python binds a call's positional
+# and keyword arguments as torch would. It returns None where the stock function keeps nothing worth compressing.
+
+
+def _linear(
+    mode: Compression, func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor | None:
+    if not (_compressible(input) and weight.requires_grad and weight.dim() == 2 and weight.dtype == input.dtype):
+        return None
+    kept = mode.keep(input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
+    return Linear.apply(func, True, kept, input, weight, bias)  # type: ignore[no-any-return]
+
+
+def _matmul(mode: Compression, func: Callable[..., Tensor], input: Any, other: Any) -> Tensor | None:
+    parameter = isinstance(other, Tensor) and other.is_leaf and other.requires_grad and other.dim() == 2
+    if not (parameter and _compressible(input) and input.dim() > 1 and input.dtype == other.dtype):
+        return None
+    kept = mode.keep(input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
+    return Linear.apply(func, False, kept, input, other, None)  # type: ignore[no-any-return]
+
+
+def _mm(mode: Compression, func: Callable[..., Tensor], input: Any, mat2: Any) -> Tensor | None:
+    return _matmul(mode, func, input, mat2)
+
+
+def _batch_norm(
+    mode: Compression,
+    func: Callable[..., Tensor],
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    needed = any(t is not None and t.requires_grad for t in (input, weight))
+    if not (needed and _compressible(input) and input[:, 0].numel() > 1):
+        return None
+    width = input.shape[-1]
+    kept = mode.keep(input.numel() // width, width, input.dtype, projected=False)
+    return BatchNorm.apply(  # type: ignore[no-any-return]
+        kept, input, weight, bias, running_mean, running_var, training, momentum, eps
+    )
+
+
+def _torch_batch_norm(
+    mode: Compression,
+    func: Callable[..., Tensor],
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor | None:
+    return _batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _relu(mode: Compression, func: Callable[..., Tensor], input: Tensor, inplace: bool = False) -> Tensor | None:
+    if not (_compressible(input) and input.requires_grad):
+        return None
+    return Relu.apply(input, inplace)  # type: ignore[no-any-return]
+
+
+def _relu_(mode: Compression, func: Callable[..., Tensor], input: Tensor) -> Tensor | None:
+    return _relu(mode, func, input, inplace=True)
+
+
+def _dropout(
+    mode: Compression,
+    func: Callable[..., Tensor],
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+) -> Tensor | None:
+    if not (training and 0 < p <= 1 and _compressible(input) and input.requires_grad):
+        return None
+    return Dropout.apply(input, p, inplace)  # type: ignore[no-any-return]
+
+
+def _torch_dropout(
+    mode: Compression, func: Callable[..., Tensor], input: Tensor, p: float, train: bool
+) -> Tensor | None:
+    return _dropout(mode, func, input, p, train)
+
+
+def _torch_dropout_(
+    mode: Compression, func: Callable[..., Tensor], input: Tensor, p: float, train: bool
+) -> Tensor | None:
+    return _dropout(mode, func, input, p, train, inplace=True)
+
+
+def _sparse_product(
+    mode: Compression, func: Callable[..., Tensor], mat1: Tensor, mat2: Tensor, reduce: str | None = None
+) -> Tensor | None:
+    # Without `reduce` torch keeps the sparse matrix alone already.
+    if reduce not in ("sum", "mean") or mat1.layout != torch.sparse_csr or mat1.requires_grad:
+        return None
+    if not (_compressible(mat2) and mat2.requires_grad):
+        return None
+    return SparseProduct.apply(mat1, mat2, reduce)  # type: ignore[no-any-return]
+
+
+_HANDLERS: Final[dict[Callable[..., Any], Callable[..., Tensor | None]]] = {
+    F.linear: _linear,
+    torch.matmul: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
+    torch.mm: _mm,
+    Tensor.mm: _mm,
+    F.batch_norm: _batch_norm,
+    torch.batch_norm: _torch_batch_norm,
+    F.relu: _relu,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
+    torch.relu_: _relu_,
+    Tensor.relu_: _relu_,
+    F.dropout: _dropout,
+    torch.dropout: _torch_dropout,
+    torch.dropout_: _torch_dropout_,
+    torch.sparse.mm: _sparse_product,
+}

@@ -1,0 +1,102 @@
+"""The ledger: every byte that autograd keeps for backward while it is open, each storage once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One storage kept for backward: by which call of which operation, and how it looks."""
+
+    operation: str
+    call: int
+    shape: tuple[int, ...]
+    dtype: str
+    saved_bytes: int
+
+
+class Ledger:
+    """A context that counts saved-for-backward bytes; open it inside `compress`, around the forward pass.
+
+    What shares storage with a tensor of `exclude` (parameters, buffers, graph data) is not counted. A storage counts
+    once, however often it is saved, and only if it is still alive when the context closes.
+    """
+
+    def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
+        self._excluded = {part.untyped_storage().data_ptr() for tensor in exclude for part in _parts(tensor)}
+        self._counted: dict[int, tuple[StorageWeakRef, Saved]] = {}
+        self._labels = _Labels()
+        self._contexts = ExitStack()
+        self.entries: tuple[Saved, ...] = ()
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all entries; the entries stand once the context is closed."""
+        return sum(entry.saved_bytes for entry in self.entries)
+
+    def __enter__(self) -> Self:
+        self._contexts.enter_context(saved_tensors_hooks(self._record, lambda tensor: tensor))
+        self._contexts.enter_context(self._labels)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._contexts.close()
+        self.entries = tuple(saved for reference, saved in self._counted.values() if not reference.expired())
+
+    def _record(self, tensor: Tensor) -> Tensor:
+        for part in _parts(tensor):
+            storage = part.untyped_storage()
+            address = storage.data_ptr()
+            known = self._counted.get(address)
+            if storage.nbytes() == 0 or address in self._excluded or (known and not known[0].expired()):
+                continue
+            name = str(part.dtype).removeprefix("torch.")
+            saved = Saved(self._labels.operation, self._labels.call, tuple(part.shape), name, storage.nbytes())
+            self._counted[address] = StorageWeakRef(storage), saved
+        return tensor
+
+
+class _Labels(TorchFunctionMode):
+    """Knows which torch function is running, and how many calls of it there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operation = "outside torch functions"
+        self._calls: Counter[str] = Counter()
+
+    @property
+    def call(self) -> int:
+        return self._calls[self.operation]
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.operation = getattr(func, "__name__", str(func)).strip("_")
+        self._calls[self.operation] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """The strided tensors that hold `tensor`'s data."""
+    if tensor.layout == torch.sparse_csr:
+        yield from (tensor.crow_indices(), tensor.col_indices(), tensor.values())
+    elif tensor.layout == torch.sparse_csc:
+        yield from (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
+    elif tensor.layout == torch.sparse_coo:
+        yield from (tensor._indices(), tensor._values())
+    else:
+        yield tensor
