@@ -86,7 +86,8 @@ class BatchNorm(Function):
         fixed = (None, None) if training else (running_mean, running_var)
         packed = kept.pack(x.reshape(kept.packing.shape))
         ctx.save_for_backward(weight, *fixed, mean, inverse_std, reserve, *packed)
-        return out  # type: ignore[no-any-return]
+        result: Tensor = out
+        return result
 
     @staticmethod
     @once_differentiable
@@ -176,7 +177,8 @@ class SparseProduct(Function):
         """Keeps nothing that is not the graph's already."""
         ctx.reduce = reduce
         ctx.save_for_backward(adjacency)
-        return torch.sparse.mm(adjacency, x, reduce)
+        out: Tensor = torch.sparse.mm(adjacency, x, reduce)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -186,4 +188,5 @@ class SparseProduct(Function):
         if ctx.reduce == "mean":
             length = adjacency.crow_indices().diff().clamp_(min=1)
             gradient = gradient / length.unsqueeze(1)
-        return None, adjacency.t().to_sparse_csr() @ gradient, None
+        by_x: Tensor = adjacency.t().to_sparse_csr() @ gradient
+        return None, by_x, None

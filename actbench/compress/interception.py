@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 from torch.overrides import TorchFunctionMode
 
 from actbench.compress.functions import BatchNorm, Dropout, Linear, Relu, SparseProduct
@@ -48,12 +49,13 @@ class Compression(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         _stack().append(self)
-        return super().__enter__()  # type: ignore[no-any-return]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        super().__exit__(kind, error, trace)
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         _stack().pop()
 
     def __torch_function__(
@@ -86,6 +88,11 @@ def _compressible(x: Any) -> bool:
     return isinstance(x, Tensor) and x.layout == torch.strided and x.dtype in _COMPRESSIBLE and x.numel() > 0
 
 
+def _apply(function: type[Function], *arguments: Any) -> Tensor:
+    out: Tensor = function.apply(*arguments)
+    return out
+
+
 # A handler's parameters are the intercepted function's own, names included, so that Python binds a call's positional
 # and keyword arguments as torch would. It returns None where the stock function keeps nothing worth compressing.
 
@@ -96,7 +103,7 @@ def _linear(
     if not (_compressible(input) and weight.requires_grad and weight.dim() == 2 and weight.dtype == input.dtype):
         return None
     kept = mode.keep(input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
-    return Linear.apply(func, True, kept, input, weight, bias)  # type: ignore[no-any-return]
+    return _apply(Linear, func, True, kept, input, weight, bias)
 
 
 def _matmul(mode: Compression, func: Callable[..., Tensor], input: Any, other: Any) -> Tensor | None:
@@ -104,7 +111,7 @@ def _matmul(mode: Compression, func: Callable[..., Tensor], input: Any, other: A
     if not (parameter and _compressible(input) and input.dim() > 1 and input.dtype == other.dtype):
         return None
     kept = mode.keep(input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
-    return Linear.apply(func, False, kept, input, other, None)  # type: ignore[no-any-return]
+    return _apply(Linear, func, False, kept, input, other, None)
 
 
 def _mm(mode: Compression, func: Callable[..., Tensor], input: Any, mat2: Any) -> Tensor | None:
@@ -128,9 +135,7 @@ def _batch_norm(
         return None
     width = input.shape[-1]
     kept = mode.keep(input.numel() // width, width, input.dtype, projected=False)
-    return BatchNorm.apply(  # type: ignore[no-any-return]
-        kept, input, weight, bias, running_mean, running_var, training, momentum, eps
-    )
+    return _apply(BatchNorm, kept, input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
 def _torch_batch_norm(
@@ -152,7 +157,7 @@ def _torch_batch_norm(
 def _relu(mode: Compression, func: Callable[..., Tensor], input: Tensor, inplace: bool = False) -> Tensor | None:
     if not (_compressible(input) and input.requires_grad):
         return None
-    return Relu.apply(input, inplace)  # type: ignore[no-any-return]
+    return _apply(Relu, input, inplace)
 
 
 def _relu_(mode: Compression, func: Callable[..., Tensor], input: Tensor) -> Tensor | None:
@@ -169,7 +174,7 @@ def _dropout(
 ) -> Tensor | None:
     if not (training and 0 < p <= 1 and _compressible(input) and input.requires_grad):
         return None
-    return Dropout.apply(input, p, inplace)  # type: ignore[no-any-return]
+    return _apply(Dropout, input, p, inplace)
 
 
 def _torch_dropout(
@@ -192,7 +197,7 @@ def _sparse_product(
         return None
     if not (_compressible(mat2) and mat2.requires_grad):
         return None
-    return SparseProduct.apply(mat1, mat2, reduce)  # type: ignore[no-any-return]
+    return _apply(SparseProduct, mat1, mat2, reduce)
 
 
 _HANDLERS: Final[dict[Callable[..., Any], Callable[..., Tensor | None]]] = {

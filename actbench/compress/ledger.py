@@ -31,11 +31,13 @@ class Ledger:
     """A context that counts saved-for-backward bytes; open it inside `compress`, around the forward pass.
 
     What shares storage with a tensor of `exclude` (parameters, buffers, graph data) is not counted. A storage counts
-    once, however often it is saved, and only if it is still alive when the context closes.
+    once, however often it is saved, and only if it is still alive when the context closes; what an earlier ledger,
+    `beyond`, has counted is left to that one.
     """
 
-    def __init__(self, exclude: Iterable[Tensor] = ()) -> None:
+    def __init__(self, exclude: Iterable[Tensor] = (), beyond: Ledger | None = None) -> None:
         self._excluded = {part.untyped_storage().data_ptr() for tensor in exclude for part in _parts(tensor)}
+        self._beyond = beyond._counted if beyond else {}
         self._counted: dict[int, tuple[StorageWeakRef, Saved]] = {}
         self._labels = _Labels()
         self._contexts = ExitStack()
@@ -61,7 +63,7 @@ class Ledger:
         for part in _parts(tensor):
             storage = part.untyped_storage()
             address = storage.data_ptr()
-            known = self._counted.get(address)
+            known = self._counted.get(address) or self._beyond.get(address)
             if storage.nbytes() == 0 or address in self._excluded or (known and not known[0].expired()):
                 continue
             name = str(part.dtype).removeprefix("torch.")

@@ -142,7 +142,7 @@ def _pack_bits(codes: Tensor, bits: int) -> Tensor:
     if missing:
         codes = torch.cat((codes, codes.new_zeros(missing)))
     columns = codes.view(-1, per_byte)
-    packed = columns[:, 0].clone()
+    packed: Tensor = columns[:, 0].clone()
     for i in range(1, per_byte):
         packed |= columns[:, i] << i * bits
     return packed

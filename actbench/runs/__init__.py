@@ -1,0 +1,18 @@
+"""A job is planned, measured in a process of its own, and becomes a record."""
+
+from actbench.runs.device import describe_device, resolve_device
+from actbench.runs.grid import Listener, run_grid
+from actbench.runs.job import Job, digest_of, plan
+from actbench.runs.store import Record, RecordFile
+
+__all__ = [
+    "Job",
+    "Listener",
+    "Record",
+    "RecordFile",
+    "describe_device",
+    "digest_of",
+    "plan",
+    "resolve_device",
+    "run_grid",
+]

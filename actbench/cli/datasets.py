@@ -1,0 +1,68 @@
+"""`actbench datasets` and `actbench pull`: what there is to train on, and how it gets here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from actbench import graphs
+from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, Format
+from actbench.report import datasets_table
+
+
+def datasets(format: Format = "table", data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
+    """List the data sets with their size, licence and whether they are present.
+
+    Example: actbench datasets --data-dir ~/graphs
+    """
+    listed = [asdict(entry) | {"present": graphs.present(entry.name, data_dir)} for entry in graphs.catalogue()]
+    if format == "json":
+        typer.echo(json.dumps(listed))
+    else:
+        Console().print(datasets_table(listed, str(data_dir)))
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="A name from `actbench datasets`.")],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Download a data set; never asks, and leaves nothing half-done.
+
+    Example: actbench pull ogbn-arxiv
+    """
+    _pull(name, data_dir, Console(stderr=True))
+
+
+def make_present(name: str, data_dir: Path, console: Console) -> None:
+    """Download `name` if it is not there, and check all of it that a run will read, before any run starts."""
+    if name.endswith(".npz") or not graphs.find(name).synthetic:
+        if not name.endswith(".npz") and not graphs.present(name, data_dir):
+            _pull(name, data_dir, console)
+        graphs.load(name, data_dir)
+
+
+def _pull(name: str, data_dir: Path, console: Console) -> None:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(f"pull {name}", total=None)
+        graphs.pull(name, data_dir, lambda done, total: progress.update(task, completed=done, total=total))
+    console.print(f"{name} is in {data_dir}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,59 @@
+"""The command line: parse, call, render, exit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from actbench.cli.datasets import datasets, pull
+from actbench.cli.options import INTERRUPTED
+from actbench.cli.run import run
+from actbench.errors import ActbenchError
+
+app = typer.Typer(
+    name="actbench",
+    help="What it costs to forget part of an activation: memory, time and accuracy of compressed GNN training.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+app.command()(datasets)
+app.command()(pull)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"actbench {version('actbench')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence on stderr and its exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except (ActbenchError, typer.TyperException) as error:
+        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        typer.echo(message if message.startswith("Usage") else f"actbench: {message}", err=True)
+        code = error.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout went away (`actbench … | head`); nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    sys.exit(code or 0)

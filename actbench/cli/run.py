@@ -1,0 +1,131 @@
+"""`actbench run`: measure schemes side by side."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from actbench.analysis import summarise
+from actbench.cli.datasets import make_present
+from actbench.cli.options import DEFAULT_DATA_DIR, INTERRUPTED, DataDir, Format
+from actbench.report import ProgressListener, ledger_table, render_tables
+from actbench.runs import Job, Record, RecordFile, describe_device, digest_of, plan, resolve_device, run_grid
+from actbench.scheme import Scheme
+from actbench.training import recipe_for
+
+DEFAULT_DATASET = "synthetic:arxiv@0.05"
+DEFAULT_EPOCHS = 30
+DEFAULT_SCHEMES = ("fp32", "exact", "blockwise", "blockwise-vm")
+
+
+def run(
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="A name from `actbench datasets` or a .npz file.", show_default=f"{DEFAULT_DATASET}"),
+    ] = None,
+    model: Annotated[Literal["sage", "gcn"], typer.Option(help="The network.")] = "sage",
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What is kept for backward, again for each more: fp32, exact, blockwise, blockwise-vm, or one of "
+            "them with options, as blockwise:bits=4,block=256,projection=4,levels=uniform (block in elements, or in "
+            "rows as 64r; levels uniform or clipped-normal).",
+            show_default="all four",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of every scheme, with seeds 0, 1, ….")] = 1,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Epochs.", show_default=f"the recipe's; {DEFAULT_EPOCHS} without --dataset"),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a CUDA GPU if there is one.")
+    ] = "auto",
+    output: Annotated[Path, typer.Option(help="Records are appended to this file.")] = Path("actbench.jsonl"),
+    format: Format = "table",
+    ledger: Annotated[bool, typer.Option("--ledger", help="Also print what is kept, tensor by tensor.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what --output holds already.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    layers: Annotated[int | None, typer.Option(min=1, help="Convolutions.", show_default="the recipe's")] = None,
+    hidden: Annotated[int | None, typer.Option(min=1, help="Their width.", show_default="the recipe's")] = None,
+    dropout: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Dropout probability.", show_default="the recipe's")
+    ] = None,
+    batch_norm: Annotated[
+        bool | None,
+        typer.Option("--batch-norm/--no-batch-norm", help="Batch norm.", show_default="the recipe's"),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Adam's step size.", show_default="the recipe's")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(min=0, help="Adam's L2 penalty.", show_default="the recipe's")
+    ] = None,
+    clip: Annotated[
+        float | None,
+        typer.Option(min=0, help="Bound of the gradient's norm; 0 for none.", show_default="the recipe's"),
+    ] = None,
+) -> None:
+    """Train under several schemes and compare memory, time and score.
+
+    Every run has a process of its own, and its record is appended to --output when it ends. After Ctrl-C the same
+    command goes on where it stopped.
+
+    Example: actbench run --dataset cora --model gcn --scheme fp32 --scheme exact --seeds 10
+    """
+    schemes = [Scheme.parse(text) for text in scheme or DEFAULT_SCHEMES]
+    name = dataset or DEFAULT_DATASET
+    recipe = recipe_for(name, model).overridden(
+        layers=layers,
+        hidden=hidden,
+        dropout=dropout,
+        batch_norm=batch_norm,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        clip=clip,
+        epochs=epochs or (DEFAULT_EPOCHS if dataset is None else None),
+    )
+    chosen = resolve_device(device)
+    file = RecordFile(output)
+    file.check_writable()
+    file.read()
+    stderr = Console(stderr=True, quiet=quiet)
+    make_present(name, data_dir, stderr)
+    job = Job(name, str(data_dir), digest_of(name), schemes[0], 0, recipe, chosen)
+    jobs = plan(job, schemes, seeds)
+
+    records: list[Record] = []
+    interrupted = False
+    with ProgressListener(stderr, len(jobs)) as listener:
+        try:
+            # One by one, so that an interrupt leaves the finished ones here.
+            for record in run_grid(jobs, file, describe_device(chosen), fresh, listener):
+                records.append(record)  # noqa: PERF402
+        except KeyboardInterrupt:
+            interrupted = True
+    _print(records, format, ledger)
+    if interrupted:
+        typer.echo(
+            f"actbench: interrupted; {len(records)} of {len(jobs)} results are in {output}, "
+            "and the same command goes on from there.",
+            err=True,
+        )
+        raise typer.Exit(INTERRUPTED)
+    if any(record["status"] in ("error", "killed") for record in records):
+        raise typer.Exit(1)
+
+
+def _print(records: list[Record], format: str, ledger: bool) -> None:
+    if format == "json":
+        typer.echo(json.dumps({"tables": [table.as_json() for table in summarise(records)], "records": records}))
+        return
+    stdout = Console()
+    if records:
+        stdout.print(render_tables(summarise(records)))
+    for record in records if ledger else []:
+        stdout.print(ledger_table(record))

@@ -1,0 +1,96 @@
+"""Peaks of memory: the CUDA allocator's two, NVML's view of this process, and its resident set."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import torch
+
+from actbench.meters.nvml import ProcessMemorySampler
+
+_STATUS: Final = Path("/proc/self/status")
+_CLEAR: Final = Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A figure in bytes, or None and the reason."""
+
+    value_bytes: int | None
+    reason: str | None = None
+
+
+class MemoryMeter:
+    """A context that watches this process's memory on `device`; peaks count from the last `reset`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sampler = ProcessMemorySampler(device) if device.type == "cuda" else None
+        self._rss_reset = False
+
+    def __enter__(self) -> Self:
+        if self._sampler:
+            self._sampler.start()
+        self.reset()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sampler:
+            self._sampler.stop()
+
+    def reset(self) -> None:
+        """Forget all peaks so far."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        if self._sampler:
+            self._sampler.reset()
+        try:
+            _CLEAR.write_text(_RESET_PEAK)
+            self._rss_reset = True
+        except OSError:
+            self._rss_reset = False
+
+    def peak_allocated(self) -> Reading:
+        """Most bytes that tensors took from torch's CUDA allocator."""
+        if self._device.type != "cuda":
+            return Reading(None, "torch keeps no allocation figures on a CPU")
+        return Reading(torch.cuda.max_memory_allocated(self._device))
+
+    def peak_reserved(self) -> Reading:
+        """Most bytes that torch's CUDA allocator held from the driver."""
+        if self._device.type != "cuda":
+            return Reading(None, "torch keeps no allocation figures on a CPU")
+        return Reading(torch.cuda.max_memory_reserved(self._device))
+
+    def nvml_peak(self) -> Reading:
+        """Most device memory that NVML saw this process hold, context and libraries included."""
+        if self._sampler is None:
+            return Reading(None, "NVML sees GPUs only")
+        return Reading(self._sampler.peak_bytes, self._sampler.reason)
+
+    def rss_peak(self) -> Reading:
+        """Most host memory resident, interpreter and libraries included."""
+        if not self._rss_reset:
+            return Reading(None, "the kernel gives no resident peak that can be reset")
+        return Reading(_status_bytes("VmHWM"))
+
+    def occupied_bytes(self) -> int | None:
+        """Memory in use now: allocated on a GPU, resident on a CPU."""
+        if self._device.type == "cuda":
+            return torch.cuda.memory_allocated(self._device)
+        return _status_bytes("VmRSS")
+
+
+def _status_bytes(field: str) -> int | None:
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None

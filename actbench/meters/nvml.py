@@ -1,0 +1,78 @@
+"""NVML's view of this process's device memory, sampled on a thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import pynvml
+import torch
+
+SAMPLE_SECONDS = 0.01
+
+
+class ProcessMemorySampler:
+    """Samples the device memory of this process every 10 ms; what lasts shorter between samples goes unseen.
+
+    `peak_bytes` is None, with a `reason`, where NVML is missing or does not see this process (as in many
+    containers).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.peak_bytes: int | None = None
+        self.reason: str | None = "NVML has taken no sample yet"
+        self._device = device
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._sample_until_stopped, name="nvml", daemon=True)
+
+    def start(self) -> None:
+        """Begin to sample."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no further sample; the peak stays."""
+        self._stopping.set()
+        self._thread.join()
+
+    def reset(self) -> None:
+        """Forget the peak so far."""
+        self.peak_bytes = None
+
+    def _sample_until_stopped(self) -> None:
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            self.reason = f"NVML cannot be used: {error}"
+            return
+        try:
+            handle = _handle(self._device)
+            while True:
+                self._take(_used_bytes(handle))
+                if self._stopping.wait(SAMPLE_SECONDS):
+                    break
+        except pynvml.NVMLError as error:
+            self.peak_bytes, self.reason = None, f"NVML stopped answering: {error}"
+        finally:
+            pynvml.nvmlShutdown()
+
+    def _take(self, used_bytes: int | None) -> None:
+        if used_bytes is None:
+            if self.peak_bytes is None:
+                self.reason = "NVML does not list this process, as is usual in a container"
+            return
+        self.reason = None
+        self.peak_bytes = max(self.peak_bytes or 0, used_bytes)
+
+
+def _handle(device: torch.device) -> Any:
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+
+
+def _used_bytes(handle: Any) -> int | None:
+    """Device memory of this process, or None if NVML does not list it or withholds the figure."""
+    for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+        if process.pid == os.getpid() and process.usedGpuMemory is not None:
+            return int(process.usedGpuMemory)
+    return None

@@ -1,0 +1,89 @@
+"""GraphSAGE and GCN as the papers train them: convolution, batch norm, ReLU, dropout, again and again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.nn import GCNConv, SAGEConv
+
+from actbench.compress import Operation
+from actbench.graphs import gcn_adjacency, mean_adjacency
+
+Model = Literal["sage", "gcn"]
+MODELS: Final[tuple[Model, ...]] = ("sage", "gcn")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a network is made of; `layers` counts convolutions, `hidden` their width except the last's."""
+
+    model: Model
+    layers: int
+    hidden: int
+    dropout: float
+    batch_norm: bool
+
+    def widths(self, features: int, classes: int) -> list[int]:
+        """Widths of the rows before the first layer and after each."""
+        return [features, *[self.hidden] * (self.layers - 1), classes]
+
+
+class Network(nn.Module):
+    """Maps x [N, features] and the model's adjacency (sparse CSR [N, N]) to logits [N, classes]."""
+
+    def __init__(self, architecture: Architecture, features: int, classes: int) -> None:
+        super().__init__()
+        widths = architecture.widths(features, classes)
+        self.dropout = architecture.dropout
+        self.convs = nn.ModuleList(
+            _convolution(architecture.model, before, after) for before, after in pairwise(widths)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in widths[1:-1] if architecture.batch_norm)
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        """Logits [N, classes]."""
+        for i, conv in enumerate(self.convs[:-1]):
+            x = conv(x, adjacency)
+            if self.norms:
+                x = self.norms[i](x)
+            x = F.dropout(F.relu(x), self.dropout, self.training)
+        logits: Tensor = self.convs[-1](x, adjacency)
+        return logits
+
+
+def adjacency_of(model: Model, edge_index: Tensor, nodes: int) -> Tensor:
+    """The normalised adjacency that the model's convolutions multiply by, sparse CSR float32 [nodes, nodes]."""
+    return mean_adjacency(edge_index, nodes) if model == "sage" else gcn_adjacency(edge_index, nodes)
+
+
+def operations(architecture: Architecture, nodes: int, features: int, classes: int) -> list[Operation]:
+    """The operations of one training forward pass that keep activations, in order."""
+    widths = architecture.widths(features, classes)
+    trace: list[Operation] = []
+    x = "data"
+    for i, (before, after) in enumerate(pairwise(widths)):
+        if architecture.model == "sage":
+            trace.append(Operation("linear", f"neighbours{i}", nodes, before))
+        trace.append(Operation("linear", x, nodes, before))
+        if i == architecture.layers - 1:
+            break
+        if architecture.batch_norm:
+            trace.append(Operation("batch_norm", f"convolution{i}", nodes, after))
+        x = f"relu{i}"
+        trace.append(Operation("relu", x, nodes, after))
+        if architecture.dropout > 0:
+            x = f"dropout{i}"
+            trace.append(Operation("dropout", f"mask{i}", nodes, after))
+    return trace
+
+
+def _convolution(model: Model, before: int, after: int) -> nn.Module:
+    # The adjacency holds the normalisation, so that one sparse product is all an aggregation takes on any device.
+    conv: nn.Module = (
+        SAGEConv(before, after, aggr="sum") if model == "sage" else GCNConv(before, after, normalize=False)
+    )
+    return conv

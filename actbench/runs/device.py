@@ -1,0 +1,43 @@
+"""Which device a run takes, and whether all that it needs is there."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+
+from actbench.errors import DeviceError
+from actbench.meters import describe_environment
+
+Device = Literal["cpu", "cuda"]
+
+
+def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
+    """The device to run on: "auto" takes a CUDA GPU if torch sees one and CuPy is installed.
+
+    Raises `DeviceError` for "cuda" where either is missing, with what to install.
+    """
+    if asked == "cpu":
+        return "cpu"
+    problem = _cuda_problem()
+    if problem is None:
+        return "cuda"
+    if asked == "auto":
+        return "cpu"
+    raise DeviceError(f"--device cuda is not possible: {problem}; or take --device cpu.")
+
+
+def _cuda_problem() -> str | None:
+    if not torch.cuda.is_available():
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+        return f"torch {torch.__version__} ({built}) sees no GPU, so check nvidia-smi and the torch build"
+    if find_spec("cupy") is None:
+        extra = "cuda12" if (torch.version.cuda or "").startswith("12") else "cuda13"
+        return f"CuPy, which compiles the kernels, is not installed: pip install 'actbench[{extra}]'"
+    return None
+
+
+def describe_device(device: Device) -> dict[str, Any]:
+    """The environment that a run on `device` has here."""
+    return describe_environment(torch.device(device))

@@ -1,0 +1,94 @@
+"""Run one job in a child process and return its record, whatever becomes of the child."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from typing import Any, Final
+
+from actbench.runs.job import Job
+from actbench.runs.measure import blank_record
+from actbench.runs.store import Record
+
+_WORKER: Final = [sys.executable, "-P", "-m", "actbench.runs.worker"]
+_STDERR_TAIL: Final = 2000
+
+
+def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Record:
+    """Measure `job` in a process of its own; `report` is called with the state after every epoch.
+
+    A child that dies makes a record too: "killed" if a signal ended it, "error" otherwise. The child is killed if
+    this call is interrupted. `environment` stands in such a record, since the child did not live to tell its own.
+    """
+    last: dict[str, Any] = {"epoch": 0}
+    record: Record | None = None
+    with tempfile.TemporaryFile() as errors:
+        # A session of its own: Ctrl-C reaches the parent alone, which then decides.
+        child = subprocess.Popen(
+            _WORKER,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        try:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            _give(child, json.dumps(job.to_json()))
+            for line in child.stdout:
+                event = _read(line)
+                if "epoch" in event:
+                    last = event["epoch"]
+                    report(last)
+                record = event.get("record", record)
+            child.wait()
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+            if child.stdout:
+                child.stdout.close()
+        if record is not None:
+            return record
+        errors.seek(0)
+        return _epitaph(blank_record(job, environment), child.returncode, last, errors.read().decode(errors="replace"))
+
+
+def _give(child: subprocess.Popen[str], text: str) -> None:
+    assert child.stdin is not None
+    try:
+        child.stdin.write(text)
+        child.stdin.close()
+    except BrokenPipeError:
+        # The child died before it read; its exit status tells.
+        pass
+
+
+def _read(line: str) -> dict[str, Any]:
+    """An event, or nothing for a line that a dying child cut short."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {}
+    return event
+
+
+def _epitaph(record: Record, code: int, last: dict[str, Any], stderr: str) -> Record:
+    killed = code < 0
+    how = f"ended by signal {signal.Signals(-code).name}" if killed else f"ended with exit status {code}"
+    hint = "; the kernel does this when memory runs out" if code == -signal.SIGKILL else ""
+    record["status"] = "killed" if killed else "error"
+    record["error"] = {
+        "type": "ProcessDied",
+        "message": f"the child process {how} in epoch {last['epoch'] + 1}{hint}",
+        "epoch": last["epoch"] + 1,
+        "traceback": stderr[-_STDERR_TAIL:],
+    }
+    record["saved_bytes"] = last.get("saved_bytes")
+    return record

@@ -1,0 +1,51 @@
+"""A grid of jobs, one after the other, into one record file; finished ones are not measured again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from actbench.runs.execute import execute
+from actbench.runs.job import Job, description, identity
+from actbench.runs.store import Record, RecordFile
+
+FINAL = ("ok", "oom")
+"""Statuses that stand: what was killed or failed is measured again when the same command is given again."""
+
+
+class Listener(Protocol):
+    """Hears how a grid gets on."""
+
+    def skipped(self, job: Job, record: Record) -> None:
+        """`job` is not run, since `record` is its result already."""
+
+    def started(self, job: Job) -> None:
+        """`job` begins."""
+
+    def advanced(self, job: Job, state: dict[str, Any]) -> None:
+        """An epoch of `job` is done: epoch, loss, valid, occupied_bytes, saved_bytes."""
+
+    def ended(self, job: Job, record: Record) -> None:
+        """`record`, the result of `job`, is on disk."""
+
+
+def run_grid(
+    jobs: Iterable[Job], file: RecordFile, environment: dict[str, Any], fresh: bool, listener: Listener
+) -> Iterator[Record]:
+    """Measure `jobs` and append each record when its job ends; yields one record a job.
+
+    Without `fresh`, a job with a final record in `file` is skipped and that record yielded. The file is read again
+    before each job, so two grids on one file share the work.
+    """
+    for job in jobs:
+        wanted = identity(description(job, environment))
+        known = [] if fresh else [r for r in file.read() if r["status"] in FINAL and identity(r) == wanted]
+        if known:
+            listener.skipped(job, known[-1])
+            yield known[-1]
+            continue
+        listener.started(job)
+        record = execute(job, environment, lambda state, job=job: listener.advanced(job, state))  # type: ignore[misc]
+        file.append(record)
+        listener.ended(job, record)
+        yield record

@@ -1,0 +1,83 @@
+"""Jobs: one training run each, and what makes two runs the same measurement."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from actbench.models import Architecture
+from actbench.scheme import Scheme
+from actbench.training import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run, fully specified; `digest` is the SHA-256 of a data file of the user's own."""
+
+    dataset: str
+    data_dir: str
+    digest: str | None
+    scheme: Scheme
+    seed: int
+    recipe: Recipe
+    device: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that `from_json` reads."""
+        return asdict(self) | {"scheme": str(self.scheme)}
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Job:
+        """The job that `to_json` wrote."""
+        recipe = dict(values["recipe"])
+        architecture = Architecture(**recipe.pop("architecture"))
+        rest = values | {"scheme": Scheme.parse(values["scheme"]), "recipe": Recipe(architecture, **recipe)}
+        return Job(**rest)
+
+
+def digest_of(dataset: str) -> str | None:
+    """SHA-256 of a data file of the user's own, None for a named data set."""
+    if not dataset.endswith(".npz"):
+        return None
+    with Path(dataset).expanduser().open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plan(base: Job, schemes: Iterable[Scheme], seeds: int) -> list[Job]:
+    """A job for every seed from 0 and every scheme; all schemes of a seed come before the next seed."""
+    values = {field: getattr(base, field) for field in Job.__dataclass_fields__}
+    unique = list(dict.fromkeys(schemes))
+    return [Job(**values | {"scheme": scheme, "seed": seed}) for seed in range(seeds) for scheme in unique]
+
+
+def identity(record: dict[str, Any]) -> str:
+    """Equal for two records of the same measurement on the same kind of machine."""
+    recipe = {key: value for key, value in record["recipe"].items() if key != "source"}
+    environment = record["environment"]
+    parts = [
+        record["dataset"],
+        record["digest"],
+        record["model"],
+        record["scheme"]["name"],
+        record["seed"],
+        sorted(recipe.items()),
+        environment["device"],
+        environment["device_name"],
+    ]
+    return repr(parts)
+
+
+def description(job: Job, environment: dict[str, Any]) -> dict[str, Any]:
+    """The part of the job's record that is known before it starts."""
+    return {
+        "dataset": job.dataset,
+        "digest": job.digest,
+        "model": job.recipe.architecture.model,
+        "scheme": job.scheme.as_record(),
+        "seed": job.seed,
+        "recipe": job.recipe.as_record(),
+        "environment": environment,
+    }

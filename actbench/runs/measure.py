@@ -1,0 +1,166 @@
+"""Measure one job in this process: training, with the meters around it, becomes a record."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actbench.compress import Compression, Ledger, compress, predict_saved_bytes
+from actbench.graphs import Graph, load
+from actbench.meters import Clock, MemoryMeter, describe_environment
+from actbench.models import operations
+from actbench.runs.job import Job, description
+from actbench.runs.store import SCHEMA_VERSION, Record
+from actbench.training import Trainer
+
+WARMUP_EPOCHS = 2
+_HOST_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+_UNKNOWN = (
+    "graph",
+    "metrics",
+    "saved_bytes",
+    "predicted_saved_bytes",
+    "loss_saved_bytes",
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "nvml_peak_bytes",
+    "rss_peak_bytes",
+)
+
+
+def blank_record(job: Job, environment: dict[str, Any]) -> Record:
+    """A record of `job` in which nothing has been measured yet."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "error",
+        **description(job, environment),
+        **dict.fromkeys(_UNKNOWN),
+        "reasons": {},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_seconds": None,
+        "warmup_epochs": min(WARMUP_EPOCHS, job.recipe.epochs - 1),
+        "epoch_seconds": [],
+        "curve": {"loss": [], "valid": []},
+        "ledger": [],
+        "error": None,
+    }
+
+
+def measure(job: Job, report: Callable[[dict[str, Any]], None]) -> Record:
+    """Train as `job` says and return its record; `report` is called with the state after every epoch.
+
+    Never raises for what goes wrong in training: the record's status is then "oom" or "error", its `error` says
+    what happened, and it holds all that was measured until then.
+    """
+    device = torch.device(job.device)
+    record = blank_record(job, describe_environment(device))
+    begun = time.monotonic()
+    try:
+        _train(job, device, record, report)
+        record["status"] = "ok"
+    except Exception as error:
+        record["status"] = "oom" if _is_out_of_memory(error) else "error"
+        record["error"] = {
+            "type": type(error).__name__,
+            "message": str(error),
+            "epoch": len(record["epoch_seconds"]) + 1,
+            "traceback": traceback.format_exc(),
+        }
+    record["wall_seconds"] = time.monotonic() - begun
+    return record
+
+
+def _train(job: Job, device: torch.device, record: Record, report: Callable[[dict[str, Any]], None]) -> None:
+    graph = load(job.dataset, Path(job.data_dir), job.seed)
+    record["graph"] = _graph_record(graph)
+    architecture = job.recipe.architecture
+    trace = operations(architecture, graph.nodes, graph.features, graph.classes)
+    record["predicted_saved_bytes"] = predict_saved_bytes(trace, job.scheme, device.type)
+    torch.manual_seed(job.seed)
+    trainer = Trainer(graph, job.recipe, device)
+    # The loader's copy is not needed any more, and must not sit in the host's peak.
+    metric = graph.metric
+    del graph
+    clock = Clock(device)
+    compression = compress(job.scheme, seed=job.seed)
+    best_valid = -1.0
+    with MemoryMeter(device) as memory:
+        try:
+            for epoch in range(1, job.recipe.epochs + 1):
+                if epoch == record["warmup_epochs"] + 1:
+                    memory.reset()
+                begun = clock.read()
+                loss = _first_step(trainer, compression, record) if epoch == 1 else trainer.step(compression)
+                record["epoch_seconds"].append(clock.read() - begun)
+                scores = trainer.evaluate()
+                record["curve"]["loss"].append(loss)
+                record["curve"]["valid"].append(scores.valid)
+                if scores.valid > best_valid:
+                    best_valid = scores.valid
+                    record["metrics"] = asdict(scores) | {"name": metric, "best_epoch": epoch}
+                report(
+                    {
+                        "epoch": epoch,
+                        "loss": loss,
+                        "valid": scores.valid,
+                        "occupied_bytes": memory.occupied_bytes(),
+                        "saved_bytes": record["saved_bytes"],
+                    }
+                )
+        finally:
+            _write_peaks(memory, record)
+
+
+def _first_step(trainer: Trainer, compression: Compression, record: Record) -> float:
+    """The first epoch, under ledgers: what is kept does not change later, and what counting costs is warm-up."""
+    forward = Ledger(exclude=trainer.resident)
+    beyond = Ledger(exclude=trainer.resident, beyond=forward)
+
+    @contextmanager
+    def counted() -> Iterator[None]:
+        with compression, forward:
+            yield
+
+    loss = trainer.step(counted(), beyond)
+    record["saved_bytes"] = forward.total_bytes
+    record["loss_saved_bytes"] = beyond.total_bytes
+    record["ledger"] = [asdict(entry) for entry in forward.entries]
+    return loss
+
+
+def _write_peaks(memory: MemoryMeter, record: Record) -> None:
+    for field, reading in (
+        ("peak_allocated_bytes", memory.peak_allocated()),
+        ("peak_reserved_bytes", memory.peak_reserved()),
+        ("nvml_peak_bytes", memory.nvml_peak()),
+        ("rss_peak_bytes", memory.rss_peak()),
+    ):
+        record[field] = reading.value_bytes
+        if reading.value_bytes is None:
+            record["reasons"][field] = reading.reason
+
+
+def _graph_record(graph: Graph) -> dict[str, Any]:
+    return {
+        "nodes": graph.nodes,
+        "edges": graph.edges,
+        "features": graph.features,
+        "classes": graph.classes,
+        "train_nodes": graph.train.numel(),
+        "valid_nodes": graph.valid.numel(),
+        "test_nodes": graph.test.numel(),
+        "synthetic": graph.synthetic,
+    }
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    host = isinstance(error, RuntimeError) and _HOST_OUT_OF_MEMORY in str(error)
+    return host or isinstance(error, MemoryError | torch.OutOfMemoryError)
