@@ -20,7 +20,7 @@ from rich.progress import (
 
 from actbench import graphs
 from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, Format
-from actbench.report import datasets_table
+from actbench.report import datasets_table, open_stderr, open_stdout
 
 
 def datasets(format: Format = "table", data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
@@ -32,7 +32,7 @@ def datasets(format: Format = "table", data_dir: DataDir = DEFAULT_DATA_DIR) -> 
     if format == "json":
         typer.echo(json.dumps(listed))
     else:
-        Console().print(datasets_table(listed, str(data_dir)))
+        open_stdout().print(datasets_table(listed, str(data_dir)))
 
 
 def pull(
@@ -43,7 +43,7 @@ def pull(
 
     Example: actbench pull ogbn-arxiv
     """
-    _pull(name, data_dir, Console(stderr=True))
+    _pull(name, data_dir, open_stderr())
 
 
 def make_present(name: str, data_dir: Path, console: Console) -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from actbench.analysis import summarise
 from actbench.cli.datasets import make_present
 from actbench.cli.options import DEFAULT_DATA_DIR, INTERRUPTED, DataDir, Format
-from actbench.report import ProgressListener, ledger_table, render_tables
+from actbench.report import ProgressListener, ledger_table, open_stderr, open_stdout, render_tables
 from actbench.runs import Job, Record, RecordFile, describe_device, digest_of, plan, resolve_device, run_grid
 from actbench.scheme import Scheme
 from actbench.training import recipe_for
@@ -94,7 +93,7 @@ def run(
     file = RecordFile(output)
     file.check_writable()
     file.read()
-    stderr = Console(stderr=True, quiet=quiet)
+    stderr = open_stderr(quiet)
     make_present(name, data_dir, stderr)
     job = Job(name, str(data_dir), digest_of(name), schemes[0], 0, recipe, chosen)
     jobs = plan(job, schemes, seeds)
@@ -124,7 +123,7 @@ def _print(records: list[Record], format: str, ledger: bool) -> None:
     if format == "json":
         typer.echo(json.dumps({"tables": [table.as_json() for table in summarise(records)], "records": records}))
         return
-    stdout = Console()
+    stdout = open_stdout()
     if records:
         stdout.print(render_tables(summarise(records)))
     for record in records if ledger else []:

@@ -2,5 +2,6 @@
 
 from actbench.report.progress import ProgressListener
 from actbench.report.table import datasets_table, ledger_table, render_tables
+from actbench.report.terminal import open_stderr, open_stdout
 
-__all__ = ["ProgressListener", "datasets_table", "ledger_table", "render_tables"]
+__all__ = ["ProgressListener", "datasets_table", "ledger_table", "open_stderr", "open_stdout", "render_tables"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
@@ -21,38 +22,48 @@ def render_tables(tables: list[Table]) -> RenderableType:
 
 def ledger_table(record: dict[str, Any]) -> RenderableType:
     """What one run kept for backward, storage by storage, in the order of the forward pass."""
-    grid = Grid(title=f"Kept for backward: {record['dataset']}, {record['model']}, {record['scheme']['name']}")
-    for name, justify in (("operation", "left"), ("call", "right"), ("kept as", "left"), ("shape", "right")):
-        grid.add_column(name, justify=justify)  # type: ignore[arg-type]
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("operation")
+    grid.add_column("call", justify="right")
+    grid.add_column("kept as")
+    grid.add_column("shape", justify="right")
     grid.add_column("bytes", justify="right")
+    before = None
     for entry in record["ledger"]:
-        shape = " x ".join(map(str, entry["shape"]))
-        grid.add_row(entry["operation"], str(entry["call"]), entry["dtype"], shape, f"{entry['saved_bytes']:,}")
+        call = (entry["operation"], str(entry["call"]))
+        shape = " x ".join(f"{size:,}" for size in entry["shape"])
+        grid.add_row(*(("", "") if call == before else call), entry["dtype"], shape, f"{entry['saved_bytes']:,}")
+        before = call
     grid.add_section()
-    saved, predicted = record["saved_bytes"], record["predicted_saved_bytes"]
-    if saved is not None:
-        grid.add_row("all of forward", "", "", "measured", f"{saved:,}", style="bold")
-    if predicted is not None:
-        grid.add_row("", "", "", "predicted", f"{predicted:,}")
-    if record["loss_saved_bytes"] is not None:
-        grid.add_row("the loss, not in the sum", "", "", "measured", f"{record['loss_saved_bytes']:,}")
-    return grid
+    for name, field in (
+        ("all of forward, measured", "saved_bytes"),
+        ("all of forward, predicted", "predicted_saved_bytes"),
+        ("the loss beyond that", "loss_saved_bytes"),
+    ):
+        if record[field] is not None:
+            grid.add_row(name, "", "", "", f"{record[field]:,}", style="bold" if field == "saved_bytes" else None)
+    title = f"Kept for backward · {record['dataset']} · {record['model']} · {record['scheme']['name']}"
+    return Group(Text(title, style="bold"), grid)
 
 
 def _render(table: Table) -> RenderableType:
-    grid = Grid(title=_title(table), title_justify="left", title_style="bold", caption_justify="left")
-    grid.add_column("scheme", no_wrap=True)
-    grid.add_column(f"test {table.metric or 'score'} %", justify="right", no_wrap=True)
-    grid.add_column("activations MiB", justify="right")
-    grid.add_column("of FP32", justify="right")
-    grid.add_column(f"whole peak MiB ({table.peak})", justify="right")
-    grid.add_column("of FP32", justify="right")
-    grid.add_column("epochs/s", justify="right")
-    grid.add_column("of FP32", justify="right")
-    grid.add_column("runs", no_wrap=True)
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    grid.add_column("scheme", overflow="fold")
+    metric = table.metric or "score"
+    for heading in (
+        f"test\n{metric} %",
+        "activation\nMiB",
+        "of\nFP32",
+        "whole peak\nMiB",
+        "of\nFP32",
+        "epochs/s",
+        "of\nFP32",
+    ):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    grid.add_column("runs")
     for row in table.rows:
         grid.add_row(*_cells(row), style=None if set(row.statuses) == {"ok"} else "yellow")
-    return Group(grid, *(Text(note, style="dim") for note in _notes(table)))
+    return Group(Text(_title(table), style="bold"), grid, *(Text(note, style="dim") for note in _notes(table)))
 
 
 def _title(table: Table) -> str:
@@ -73,7 +84,7 @@ def _cells(row: Row) -> list[str]:
         _mebibytes(row.peak_bytes),
         _percent(row.peak_ratio),
         _NOTHING if row.epochs_per_second is None else f"{row.epochs_per_second:.2f}",
-        _NOTHING if row.speed_ratio is None else f"{row.speed_ratio:.2f} x",
+        _NOTHING if row.speed_ratio is None else f"{row.speed_ratio:.2f}x",
         ", ".join(f"{count} {status}" for status, count in row.statuses.items()),
     ]
 
@@ -86,11 +97,11 @@ def _score(row: Row) -> str:
 
 
 def _mebibytes(value_bytes: float | None) -> str:
-    return _NOTHING if value_bytes is None else f"{value_bytes / MEBIBYTE:,.2f}"
+    return _NOTHING if value_bytes is None else f"{value_bytes / MEBIBYTE:,.1f}"
 
 
 def _percent(ratio: float | None) -> str:
-    return _NOTHING if ratio is None else f"{100 * ratio:.1f} %"
+    return _NOTHING if ratio is None else f"{100 * ratio:.3g}%"
 
 
 def _notes(table: Table) -> list[str]:
@@ -110,19 +121,35 @@ def _notes(table: Table) -> list[str]:
 
 def datasets_table(listed: list[dict[str, Any]], data_dir: str) -> RenderableType:
     """The catalogue; `listed` holds its entries as JSON values, each with `present`."""
-    grid = Grid(caption=f"present: in {data_dir}", caption_justify="left")
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     grid.add_column("name", no_wrap=True)
-    for name in ("nodes", "directed edges", "features", "classes"):
-        grid.add_column(name, justify="right")
-    for name in ("metric", "split", "licence", "download", "present"):
+    for name in ("nodes", "directed\nedges", "features\n/ classes"):
+        grid.add_column(name, justify="right", no_wrap=True)
+    grid.add_column("metric", no_wrap=True)
+    for name in ("split", "licence", "there"):
         grid.add_column(name)
     for entry in listed:
-        sizes = (f"{entry[key]:,}" for key in ("nodes", "edges", "features", "classes"))
-        size = "generated" if entry["synthetic"] else _download(entry["download_bytes"])
-        there = "yes" if entry["present"] else "no"
-        grid.add_row(entry["name"], *sizes, entry["metric"], entry["split"], entry["licence"], size, there)
-    return grid
+        widths = f"{entry['features']:,} / {entry['classes']}"
+        grid.add_row(
+            entry["name"],
+            f"{entry['nodes']:,}",
+            f"{entry['edges']:,}",
+            widths,
+            entry["metric"],
+            entry["split"],
+            entry["licence"],
+            _presence(entry),
+        )
+    notes = (
+        f"there: in {data_dir}; else `actbench pull NAME` downloads it. A scale as in synthetic:arxiv@0.1 is possible."
+    )
+    return Group(grid, Text(notes, style="dim"))
 
 
-def _download(size_bytes: int | None) -> str:
-    return "size unknown" if size_bytes is None else f"{size_bytes / MEBIBYTE:,.1f} MiB"
+def _presence(entry: dict[str, Any]) -> str:
+    if entry["synthetic"]:
+        return "generated"
+    if entry["present"]:
+        return "yes"
+    size_bytes = entry["download_bytes"]
+    return "no" if size_bytes is None else f"no, {size_bytes / MEBIBYTE:,.1f} MiB"
