@@ -1,0 +1,21 @@
+"""Graphs to train on: a catalogue, loaders of published and own files, imitations, adjacency matrices."""
+
+from actbench.graphs.adjacency import gcn_adjacency, mean_adjacency
+from actbench.graphs.catalogue import Entry, Metric, Task, catalogue, find
+from actbench.graphs.graph import Graph
+from actbench.graphs.loading import load, present
+from actbench.graphs.pulling import pull
+
+__all__ = [
+    "Entry",
+    "Graph",
+    "Metric",
+    "Task",
+    "catalogue",
+    "find",
+    "gcn_adjacency",
+    "load",
+    "mean_adjacency",
+    "present",
+    "pull",
+]

@@ -1,0 +1,56 @@
+"""Adjacency matrices for stock PyG layers, with the mean or the symmetric norm in their values.
+
+Each is an `adj_t`: row i holds the weights of the edges that end in node i. Passed to `SAGEConv(aggr="sum")`
+or `GCNConv(normalize=False)`, it makes the aggregation one sparse product.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+
+def mean_adjacency(edge_index: Tensor, nodes: int) -> Tensor:
+    """Return A with A[i, j] = 1 / indegree(i) for every edge j -> i: A x is the mean over in-neighbours.
+
+    Args:
+        edge_index: int64 [2, E] without duplicates.
+        nodes: number of nodes N.
+
+    Returns:
+        float32 [N, N], `torch.sparse_csr` with int32 indices (int64 for 2**31 edges and more); the row of a node without in-edges is empty.
+    """
+    from torch_geometric.utils import degree
+
+    target = edge_index[1]
+    return _transposed_csr(edge_index, degree(target, nodes).reciprocal()[target], nodes)
+
+
+def gcn_adjacency(edge_index: Tensor, nodes: int) -> Tensor:
+    """Return D^-1/2 (A + I) D^-1/2 of Kipf & Welling (2017), with one self-loop for every node.
+
+    Args:
+        edge_index: int64 [2, E] without duplicates; a self-loop that is there already is not added again.
+        nodes: number of nodes N.
+
+    Returns:
+        float32 [N, N], `torch.sparse_csr` with int32 indices (int64 for 2**31 edges and more); D holds the in-degrees of A + I.
+    """
+    from torch_geometric.nn.conv.gcn_conv import gcn_norm
+
+    looped, values = gcn_norm(edge_index, num_nodes=nodes, dtype=torch.float32)
+    return _transposed_csr(looped, values, nodes)
+
+
+def _transposed_csr(edge_index: Tensor, values: Tensor, nodes: int) -> Tensor:
+    from torch_geometric.utils import to_torch_csr_tensor
+
+    # Torch warns unless told whether to check.
+    with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants(True):
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        adjacency: Tensor = to_torch_csr_tensor(edge_index.flip(0), values, size=(nodes, nodes))
+        if values.numel() > torch.iinfo(torch.int32).max:
+            return adjacency
+        # MKL and cuSPARSE work on 32-bit indices: the product is up to twice as fast, the graph half as large.
+        rows, columns = adjacency.crow_indices().int(), adjacency.col_indices().int()
+        return torch.sparse_csr_tensor(rows, columns, adjacency.values(), adjacency.shape)

@@ -1,0 +1,164 @@
+"""A user's own graph from a `.npz` file, which is not trusted: no pickles, no array of any size it likes."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.lib import format as npy
+from torch import Tensor
+
+from actbench.errors import DataError
+from actbench.graphs.graph import Graph, settle, split_at_random
+from actbench.graphs.reason import reason
+
+Array = npt.NDArray[np.generic]
+
+_MASKS = ("train_mask", "val_mask", "test_mask")
+_INDICES = ("train", "valid", "test")
+_MOST_BYTES = 100 * 2**30
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def read_npz(path: Path, seed: int) -> Graph:
+    """Read a graph from `path`.
+
+    Keys: `x`, float [N, F]; `edge_index`, integer [2, E]; `y`, integer [N], or 0 and 1 [N, L] for L labels
+    that do not exclude each other; optionally the split, as `train_mask`, `val_mask`, `test_mask`, bool [N],
+    or as `train`, `valid`, `test`, integer indices. Without one, `seed` draws a 60/20/20 split. Other keys are
+    not read.
+
+    Raises:
+        DataError: the file is absent, damaged or too large, or its arrays do not make a graph.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no file {path}: give the path of a .npz file.")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            keys = _wanted(path, {Path(name).stem for name in archive.namelist() if name.endswith(".npy")})
+            _check_sizes(path, archive, keys)
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in keys}
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{path} cannot be read as a .npz file ({reason(error)}): write it again with numpy.savez."
+        ) from None
+    return _assemble(path, arrays, seed)
+
+
+def _wanted(path: Path, found: set[str]) -> list[str]:
+    split: Sequence[str] = next((names for names in (_MASKS, _INDICES) if found.intersection(names)), ())
+    wanted = ["x", "edge_index", "y", *split]
+    for key in wanted:
+        if key not in found:
+            raise DataError(f"{path} has no array {key!r}, only {', '.join(sorted(found)) or 'none'}: add it.")
+    return wanted
+
+
+def _check_sizes(path: Path, archive: zipfile.ZipFile, keys: Sequence[str]) -> None:
+    """Refuse what the headers announce before anything of that size is allocated."""
+    total_bytes = 0
+    for key in keys:
+        with archive.open(f"{key}.npy") as member:
+            version = npy.read_magic(member)
+            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read_header(member)
+            if dtype.hasobject:
+                raise DataError(f"{path}: {key!r} holds Python objects, which are not read: save it as numbers.")
+            array_bytes = prod(shape) * dtype.itemsize
+            stored_bytes = archive.getinfo(f"{key}.npy").file_size - member.tell()
+        total_bytes += array_bytes
+        if total_bytes > _most_bytes():
+            raise DataError(
+                f"{path}: with {key!r} of shape {list(shape)} the arrays claim {total_bytes / 2**30:,.0f} GiB, but "
+                f"this machine reads {_most_bytes() / 2**30:,.0f} GiB at most: make the graph smaller."
+            )
+        if array_bytes != stored_bytes:
+            raise DataError(
+                f"{path}: {key!r} claims {array_bytes} bytes but holds {stored_bytes}: write the file again."
+            )
+
+
+def _most_bytes() -> int:
+    return min(_MOST_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def _assemble(path: Path, arrays: dict[str, Array], seed: int) -> Graph:
+    x = _real(path, "x", arrays["x"])
+    edge_index = _integers(path, "edge_index", arrays["edge_index"])
+    y, classes = _labels(path, arrays["y"])
+    if "train_mask" in arrays:
+        train, valid, test = (_marked(path, key, arrays[key], len(x)) for key in _MASKS)
+    elif "train" in arrays:
+        train, valid, test = (_integers(path, key, arrays[key]).sort().values for key in _INDICES)
+    else:
+        train, valid, test = split_at_random(len(x), seed)
+    single = y.dim() == 1
+    return settle(
+        Graph(
+            name=str(path),
+            x=x,
+            edge_index=edge_index,
+            y=y,
+            train=train,
+            valid=valid,
+            test=test,
+            classes=classes,
+            task="single-label" if single else "multi-label",
+            metric="accuracy" if single else "micro-F1",
+        )
+    )
+
+
+def _real(path: Path, key: str, array: Array) -> Tensor:
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise _unfit(path, key, array, "floating-point numbers [nodes, features]")
+    # A value too large for float32 becomes infinite, which `settle` reports with its place.
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def _integers(path: Path, key: str, array: Array) -> Tensor:
+    if array.dtype.kind not in "iu":
+        raise _unfit(path, key, array, "integers")
+    if array.size and array.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{path}: {key!r} holds {array.max()}, more than an int64 can: correct that value.")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.int64))
+
+
+def _labels(path: Path, array: Array) -> tuple[Tensor, int]:
+    """Return the labels and how many classes or, if they do not exclude each other, labels there are."""
+    if array.ndim == 2 and array.shape[1] and array.dtype.kind in "biuf":
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), array.shape[1]
+    if array.ndim != 1 or not array.size:
+        raise _unfit(path, "y", array, "integers [nodes] or 0 and 1 [nodes, labels]")
+    y = _integers(path, "y", array)
+    classes = int(y.max()) + 1
+    if classes > len(y):
+        raise DataError(
+            f"{path}: label {classes - 1} in 'y' means {classes} classes for {len(y)} nodes: number the classes from 0."
+        )
+    return y, classes
+
+
+def _marked(path: Path, key: str, array: Array, nodes: int) -> Tensor:
+    if array.dtype.kind != "b" or array.shape != (nodes,):
+        raise _unfit(path, key, array, f"bool [{nodes}]")
+    return torch.from_numpy(np.flatnonzero(array))
+
+
+def _unfit(path: Path, key: str, array: Array, wanted: str) -> DataError:
+    return DataError(f"{path}: {key!r} has shape {list(array.shape)} and dtype {array.dtype}; give {wanted}.")
