@@ -19,7 +19,7 @@ _ROUNDS = 10
 def philox(seed: int, stream: int, first: int, count: int, device: torch.device) -> Tensor:
     """Groups `first` … `first + count - 1` of a stream: int64 [count, 4], each entry a 32-bit word."""
     group = torch.arange(first, first + count, dtype=torch.int64, device=device)
-    a, b = group & _WORD, group >> 32
+    a, b = group & _WORD, group >> 32 & _WORD
     c = torch.full_like(group, stream & _WORD)
     d = torch.full_like(group, stream >> 32 & _WORD)
     key_low, key_high = seed & _WORD, seed >> 32 & _WORD

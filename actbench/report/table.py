@@ -126,8 +126,8 @@ def datasets_table(listed: list[dict[str, Any]], data_dir: str) -> RenderableTyp
     for name in ("nodes", "directed\nedges", "features\n/ classes"):
         grid.add_column(name, justify="right", no_wrap=True)
     grid.add_column("metric", no_wrap=True)
-    for name in ("split", "licence", "there"):
-        grid.add_column(name)
+    grid.add_column("licence")
+    grid.add_column("there", no_wrap=True)
     for entry in listed:
         widths = f"{entry['features']:,} / {entry['classes']}"
         grid.add_row(
@@ -136,20 +136,11 @@ def datasets_table(listed: list[dict[str, Any]], data_dir: str) -> RenderableTyp
             f"{entry['edges']:,}",
             widths,
             entry["metric"],
-            entry["split"],
             entry["licence"],
-            _presence(entry),
+            "made" if entry["synthetic"] else "yes" if entry["present"] else "no",
         )
     notes = (
         f"there: in {data_dir}; else `actbench pull NAME` downloads it. A scale as in synthetic:arxiv@0.1 is possible."
     )
     return Group(grid, Text(notes, style="dim"))
 
-
-def _presence(entry: dict[str, Any]) -> str:
-    if entry["synthetic"]:
-        return "generated"
-    if entry["present"]:
-        return "yes"
-    size_bytes = entry["download_bytes"]
-    return "no" if size_bytes is None else f"no, {size_bytes / MEBIBYTE:,.1f} MiB"
