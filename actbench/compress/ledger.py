@@ -69,7 +69,8 @@ class Ledger:
             name = str(part.dtype).removeprefix("torch.")
             saved = Saved(self._labels.operation, self._labels.call, tuple(part.shape), name, storage.nbytes())
             self._counted[address] = StorageWeakRef(storage), saved
-        return tensor
+        # An operation's own output, handed back as it is, would keep its graph alive in a cycle for ever.
+        return tensor.detach()
 
 
 class _Labels(TorchFunctionMode):
