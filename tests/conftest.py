@@ -3,7 +3,20 @@ import os
 # Before torch starts its threads: asleep while they wait, they do not fight with whatever else runs here.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """Raw files of real graphs, where this machine has them; loading them writes nothing there."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"there are no raw files in {SHARED_DATA}")
+    return SHARED_DATA

@@ -1,0 +1,185 @@
+"""Compares kernels with reference.py bit for bit, outputs between guard bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from actbench.quant import reference
+from actbench.quant.launch import (
+    THREADS,
+    Launch,
+    plan_dequantize,
+    plan_pack_mask,
+    plan_projection,
+    plan_quantize,
+    plan_unpack_mask,
+)
+from actbench.quant.layout import Layout, mask_bytes
+from actbench.quant.levels import level_table
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BITS = (1, 2, 4, 8)
+_GUARD_BYTES = 64
+_GUARD = 0xA5
+
+
+class Runs(Protocol):
+    def run(self, launches: list[Launch]) -> None: ...
+
+
+class Guarded:
+    """A tensor of `numel` entries with guard bytes before and after it."""
+
+    def __init__(self, numel: int, dtype: torch.dtype) -> None:
+        size = numel * dtype.itemsize
+        self._bytes = torch.full((size + 2 * _GUARD_BYTES,), _GUARD, dtype=torch.uint8)
+        self.tensor = self._bytes[_GUARD_BYTES : _GUARD_BYTES + size].view(dtype)
+
+    def assert_intact(self) -> None:
+        size = self.tensor.numel() * self.tensor.element_size()
+        around = torch.cat((self._bytes[:_GUARD_BYTES], self._bytes[_GUARD_BYTES + size :]))
+        assert bool((around == _GUARD).all()), "bytes outside of an output were written to"
+
+
+def make_values(kind: str, numel: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """Values [numel] of a kind that a block may be made of."""
+    noise = torch.randn(numel, generator=torch.Generator().manual_seed(seed))
+    marks = torch.rand(numel, generator=torch.Generator().manual_seed(seed + 1))
+    if kind == "constant":
+        noise = torch.full((numel,), -3.7)
+    elif kind == "zeros":
+        noise = torch.where(marks < 0.5, 0.0, -0.0)
+    elif kind == "subnormal":
+        noise = noise * 2.0**-127
+    elif kind == "tiny and large":
+        noise = torch.where(marks < 0.5, noise * 2.0**-130, noise)
+    elif kind == "huge":
+        noise = noise.sign() * torch.finfo(dtype).max * (1 - 0.6 * marks)
+    elif kind == "broken":
+        strange = torch.tensor([torch.nan, -torch.nan, torch.inf, -torch.inf, 3e38, -3e38])
+        noise = torch.where(marks < 0.02, strange[(marks * 1e4).long() % 6], noise)
+    elif kind == "integers":
+        noise = (noise * 4).round()
+    return noise.to(dtype)
+
+
+@dataclass(frozen=True)
+class EdgeCase:
+    """A block that only exact arithmetic rounds right: the noise of `stream` is an end of [0, 1) at one value."""
+
+    name: str
+    x: Tensor
+    levels: tuple[float, ...]
+    stream: int
+    block_length: int = 64
+    bits: int = 2
+
+
+EDGE_SEED = 7
+# With that seed the uniform number of this stream and element is 0, and 1 - 2**-24.
+_NO_NOISE = 169_043, 40
+_FULL_NOISE = 44_412, 13
+_UNIFORM = (0.0, 1.0, 2.0, 3.0)
+# The last bin's float32 width times its float32 inverse is 1 - 2**-24.
+_SHORT_OF_ONE = (0.0, 1.0, 3.0 - 1.1015625, 3.0)
+# 3 times the bfloat16 scale 1.484375, whose float32 inverse is rounded up: t = 3.0000002.
+_BEYOND = 4.453125
+
+
+def _place(value: float, stream_element: tuple[int, int], top: float, numel: int = 64) -> Tensor:
+    x = torch.zeros(numel)
+    x[0] = top
+    x[stream_element[1]] = value
+    return x
+
+
+EDGE_CASES = (
+    EdgeCase("a subnormal value is above the minimum", _place(1e-40, _NO_NOISE, 1.0), _UNIFORM, _NO_NOISE[0]),
+    EdgeCase("t is subnormal", _place(1e-20, _NO_NOISE, 1e20), _UNIFORM, _NO_NOISE[0]),
+    EdgeCase("t underflows", _place(1e-30, _NO_NOISE, 1e30), _UNIFORM, _NO_NOISE[0]),
+    EdgeCase("the part of a bin underflows", _place(1e-23, _NO_NOISE, 3e22), (0.0, 2.5, 2.75, 3.0), _NO_NOISE[0]),
+    EdgeCase("the inverse scale is subnormal", _place(1e38, _NO_NOISE, 3.3e38), _UNIFORM, _NO_NOISE[0]),
+    EdgeCase("a value on the minimum stays there", _place(0.0, _NO_NOISE, 1.0), _UNIFORM, _NO_NOISE[0]),
+    EdgeCase("the maximum is not quite reached", _place(3.0, _FULL_NOISE, 3.0), _SHORT_OF_ONE, _FULL_NOISE[0]),
+    EdgeCase("t beyond the top is clamped", _place(_BEYOND, _FULL_NOISE, _BEYOND), _SHORT_OF_ONE, _FULL_NOISE[0]),
+    EdgeCase("minimum is the largest subnormal, raised", torch.tensor([-1.17e-38, -1.1754e-38] * 32), _UNIFORM, 0),
+    EdgeCase("minimum is subnormal and negative", _place(-1e-39, _NO_NOISE, 1.0), _UNIFORM, _NO_NOISE[0]),
+)
+
+KINDS = ("normal", "constant", "zeros", "subnormal", "tiny and large", "huge", "broken", "integers")
+
+
+def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
+    """Equal bits, except that any NaN equals any other."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[expected.element_size()]
+    same = actual.view(integers) == expected.view(integers)
+    if expected.is_floating_point():
+        same |= actual.isnan() & expected.isnan()
+    where = (~same).nonzero().flatten().tolist()
+    assert not where, f"{what} differ at {where[:8]}: {actual[where[:4]]} instead of {expected[where[:4]]}"
+
+
+def check_quantize(
+    machine: Runs,
+    x: Tensor,
+    block_length: int,
+    bits: int,
+    table: str | tuple[float, ...] = "uniform",
+    seed: int = 7,
+    stream: int = 3,
+    threads: int = THREADS,
+) -> None:
+    """Quantize and dequantize `x`; codes, minimum, scale and values are those of the reference."""
+    levels = level_table(table, bits, block_length) if isinstance(table, str) else table
+    layout = Layout(x.numel(), block_length, bits)
+    outputs = (
+        Guarded(layout.code_bytes, torch.uint8),
+        Guarded(layout.blocks, torch.bfloat16),
+        Guarded(layout.blocks, torch.bfloat16),
+    )
+    codes, minimum, scale = (output.tensor for output in outputs)
+    machine.run(plan_quantize(x, codes, minimum, scale, block_length, bits, levels, seed, stream, threads))
+    expected = reference.quantize(x, block_length, bits, levels, seed, stream)
+    assert_same(minimum, expected[1], "minima")
+    assert_same(scale, expected[2], "scales")
+    assert_same(codes, expected[0], "codes")
+    out = Guarded(x.numel(), x.dtype)
+    machine.run(plan_dequantize(*expected, out.tensor, block_length, bits, levels, threads))
+    values = reference.dequantize(*expected, x.numel(), block_length, bits, levels, x.dtype)
+    assert_same(out.tensor, values, "values")
+    for output in (*outputs, out):
+        output.assert_intact()
+
+
+def check_mask(machine: Runs, mask: Tensor, threads: int = THREADS) -> None:
+    """Pack and unpack `mask`; both are those of the reference."""
+    packed, out = Guarded(mask_bytes(mask.numel()), torch.uint8), Guarded(mask.numel(), torch.bool)
+    machine.run(plan_pack_mask(mask, packed.tensor, threads))
+    assert_same(packed.tensor, reference.pack_mask(mask), "packed masks")
+    machine.run(plan_unpack_mask(packed.tensor, out.tensor, threads))
+    assert_same(out.tensor, mask, "masks")
+    packed.assert_intact()
+    out.assert_intact()
+
+
+def check_projection(
+    machine: Runs,
+    width: int,
+    projected: int,
+    dtype: torch.dtype,
+    seed: int = 7,
+    stream: int = 3,
+    threads: int = THREADS,
+) -> None:
+    """Fill a projection; it is that of the reference."""
+    out = Guarded(width * projected, dtype)
+    machine.run(plan_projection(out.tensor.view(width, projected), seed, stream, threads))
+    expected = reference.projection(width, projected, seed, stream, dtype, torch.device("cpu"))
+    assert_same(out.tensor, expected.reshape(-1), "entries")
+    out.assert_intact()
