@@ -18,7 +18,8 @@ def mean_adjacency(edge_index: Tensor, nodes: int) -> Tensor:
         nodes: number of nodes N.
 
     Returns:
-        float32 [N, N], `torch.sparse_csr` with int32 indices (int64 for 2**31 edges and more); the row of a node without in-edges is empty.
+        float32 [N, N], `torch.sparse_csr`, indices int32 (int64 from 2**31 edges on); the row of a node without
+        in-edges is empty.
     """
     from torch_geometric.utils import degree
 
@@ -34,7 +35,7 @@ def gcn_adjacency(edge_index: Tensor, nodes: int) -> Tensor:
         nodes: number of nodes N.
 
     Returns:
-        float32 [N, N], `torch.sparse_csr` with int32 indices (int64 for 2**31 edges and more); D holds the in-degrees of A + I.
+        float32 [N, N], `torch.sparse_csr`, indices int32 (int64 from 2**31 edges on); D holds the in-degrees of A + I.
     """
     from torch_geometric.nn.conv.gcn_conv import gcn_norm
 

@@ -48,7 +48,7 @@ class ProcessMemorySampler:
         try:
             handle = _handle(self._device)
             while True:
-                self._take(_used_bytes(handle))
+                self.take(handle)
                 if self._stopping.wait(SAMPLE_SECONDS):
                     break
         except pynvml.NVMLError as error:
@@ -56,7 +56,9 @@ class ProcessMemorySampler:
         finally:
             pynvml.nvmlShutdown()
 
-    def _take(self, used_bytes: int | None) -> None:
+    def take(self, handle: Any) -> None:
+        """Take one sample on NVML's device `handle`."""
+        used_bytes = _used_bytes(handle)
         if used_bytes is None:
             if self.peak_bytes is None:
                 self.reason = "NVML does not list this process, as is usual in a container"

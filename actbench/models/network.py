@@ -8,7 +8,6 @@ from typing import Final, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import GCNConv, SAGEConv
 
 from actbench.compress import Operation
 from actbench.graphs import gcn_adjacency, mean_adjacency
@@ -82,6 +81,9 @@ def operations(architecture: Architecture, nodes: int, features: int, classes: i
 
 
 def _convolution(model: Model, before: int, after: int) -> nn.Module:
+    # PyG takes longer to import than torch itself, and a mistyped option need not wait for it.
+    from torch_geometric.nn import GCNConv, SAGEConv
+
     # The adjacency holds the normalisation, so that one sparse product is all an aggregation takes on any device.
     conv: nn.Module = (
         SAGEConv(before, after, aggr="sum") if model == "sage" else GCNConv(before, after, normalize=False)

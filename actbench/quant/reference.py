@@ -150,4 +150,5 @@ def _pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 def _unpack_bits(packed: Tensor, bits: int) -> Tensor:
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    return ((packed.unsqueeze(1) >> shifts) & (2**bits - 1)).view(-1)
+    codes: Tensor = packed.unsqueeze(1) >> shifts
+    return codes.bitwise_and_(2**bits - 1).view(-1)

@@ -143,4 +143,3 @@ def datasets_table(listed: list[dict[str, Any]], data_dir: str) -> RenderableTyp
         f"there: in {data_dir}; else `actbench pull NAME` downloads it. A scale as in synthetic:arxiv@0.1 is possible."
     )
     return Group(grid, Text(notes, style="dim"))
-

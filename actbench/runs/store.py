@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,9 +39,14 @@ class RecordFile:
         folder = self.path.absolute().parent
         if not folder.is_dir():
             raise OutputError(f"--output {self.path} cannot be written: there is no folder {folder}; create it.")
-        target = self.path if self.path.exists() else folder
-        if not os.access(target, os.W_OK):
-            raise OutputError(f"--output {self.path} cannot be written: {target} is read-only; name another file.")
+        try:
+            # Opened for real: permissions alone do not tell for root, nor on a read-only file system.
+            with self.path.open("ab") if self.path.exists() else tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OutputError(
+                f"--output {self.path} cannot be written ({error.strerror}): name another file."
+            ) from error
 
     def read(self) -> list[Record]:
         """All records in the order they were written; a last line that was cut short is no record.

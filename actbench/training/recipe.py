@@ -55,8 +55,7 @@ _REDDIT = _Setting(2, 256, 0.5, True, 0.01, 400)
 _YELP = _Setting(2, 512, 0.1, True, 0.01, 500)
 _PRODUCTS = _Setting(3, 256, 0.5, False, 0.002, 500)
 _CITATION = _Setting(2, 16, 0.5, False, 0.01, 200, 5e-4, None, "Kipf and Welling, ICLR 2017, section 5.2")
-_CO_PURCHASE = _Setting(2, 64, 0.5, True, 0.01, 100, 0.0, None, "actbench")
-_CO_AUTHOR = _Setting(2, 64, 0.5, True, 0.01, 30, 0.0, None, "actbench")
+_AMAZON_AND_COAUTHOR = _Setting(2, 64, 0.5, True, 0.01, 100, 0.0, None, "actbench")
 _HETEROPHILOUS = _Setting(3, 128, 0.2, True, 0.01, 300, 0.0, None, "actbench")
 _OWN_DATA = _Setting(2, 128, 0.5, True, 0.01, 200, 0.0, 0.5, "actbench")
 
@@ -71,9 +70,9 @@ _SETTINGS: Final = {
     "cora": _CITATION,
     "citeseer": _CITATION,
     "pubmed": _CITATION,
-    "computers": _CO_PURCHASE,
-    "photo": _CO_PURCHASE,
-    "physics": _CO_AUTHOR,
+    "computers": _AMAZON_AND_COAUTHOR,
+    "photo": _AMAZON_AND_COAUTHOR,
+    "physics": _AMAZON_AND_COAUTHOR,
     "tolokers": _HETEROPHILOUS,
     "minesweeper": _HETEROPHILOUS,
 }

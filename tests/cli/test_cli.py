@@ -1,0 +1,284 @@
+"""The command line as a user meets it: real processes, real files."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actbench.cli.main import main
+
+ACTBENCH = [sys.executable, "-m", "actbench"]
+SMALL = ["--dataset", "synthetic:arxiv@0.002", "--epochs", "3", "--device", "cpu"]
+
+
+def actbench(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*ACTBENCH, *arguments], cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
+
+
+def actbench_here(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for what starts no run: a second less for each of many wrong inputs."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["actbench", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    captured = capfd.readouterr()
+    code = caught.value.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments, code, captured.out, captured.err)
+
+
+def own_data(path: Path, **changes: Any) -> Path:
+    generator = np.random.default_rng(0)
+    arrays = {
+        "x": generator.normal(size=(60, 5)).astype(np.float32),
+        "edge_index": generator.integers(60, size=(2, 200)),
+        "y": generator.integers(3, size=60),
+    }
+    np.savez(path, **arrays | changes)
+    return path
+
+
+def test_run_prints_data_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
+    done = actbench(tmp_path, "run", *SMALL, "--scheme", "fp32", "--scheme", "exact", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    fp32, exact = content["tables"][0]["rows"]
+    assert exact["saved_bytes"] < fp32["saved_bytes"] / 20
+    assert [record["status"] for record in content["records"]] == ["ok", "ok"]
+    assert "[2/2] exact seed 0: test accuracy" in done.stderr
+    lines = (tmp_path / "actbench.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == content["records"]
+
+    again = actbench(tmp_path, "run", *SMALL, "--scheme", "fp32", "--scheme", "exact", "--ledger")
+    assert again.returncode == 0
+    assert again.stderr.count("not again (--fresh measures again)") == 2
+    assert "all of forward, measured" in again.stdout
+    assert len((tmp_path / "actbench.jsonl").read_text().splitlines()) == 2
+
+    quiet = actbench(tmp_path, "run", *SMALL, "--scheme", "fp32", "--quiet", "--fresh")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    assert len((tmp_path / "actbench.jsonl").read_text().splitlines()) == 3
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    """The second run is endless for the test's purposes; Ctrl-C lands in it."""
+    arguments = [
+        "run",
+        "--dataset",
+        "synthetic:arxiv@0.002",
+        "--device",
+        "cpu",
+        "--scheme",
+        "fp32",
+        "--scheme",
+        "exact",
+    ]
+    process = subprocess.Popen(
+        [*ACTBENCH, *arguments, "--epochs", "5000"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    output = tmp_path / "actbench.jsonl"
+    record = actbench(tmp_path, *arguments, "--epochs", "2", "--quiet")
+    assert record.returncode == 0, record.stderr
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "0 of 2 results are in actbench.jsonl, and the same command goes on" in stderr
+    assert len(output.read_text().splitlines()) == 2
+
+
+def test_a_killed_child_does_not_stop_the_grid(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [*ACTBENCH, "run", *SMALL, "--epochs", "100000", "--scheme", "fp32"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    child = wait_for_child(process.pid)
+    os.kill(child, signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "SIGKILL" in stderr
+    assert "1 killed" in stdout
+    (record,) = map(json.loads, (tmp_path / "actbench.jsonl").read_text().splitlines())
+    assert record["status"] == "killed"
+
+
+def wait_for_child(parent: int) -> int:
+    children = Path(f"/proc/{parent}/task/{parent}/children")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for child in children.read_text().split():
+            # Other children, such as git's, come and go.
+            with contextlib.suppress(OSError):
+                if "actbench.runs.worker" in Path(f"/proc/{child}/cmdline").read_text():
+                    return int(child)
+    raise AssertionError("no child came")
+
+
+WRONG = [
+    (["--dataset", "corra"], "did you mean cora"),
+    (["--dataset", "synthetic:arxiv@2"], "above 0 and at most 1"),
+    (["--dataset", "nowhere.npz"], "nowhere.npz"),
+    (["--scheme", "exat"], "did you mean 'exact'"),
+    (["--scheme", "blockwise:bits=3"], "bits is one of 1, 2, 4, 8"),
+    (["--scheme", "blockwise:block=-64"], "block=-64"),
+    (["--seeds", "0"], "--seeds"),
+    (["--epochs", "-1"], "--epochs"),
+    (["--dropout", "1.5"], "--dropout"),
+    (["--model", "gat"], "--model"),
+    (["--output", "."], "is a folder"),
+    (["--output", "none/runs.jsonl"], "there is no folder"),
+    (["--colour", "red"], "--colour"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), WRONG)
+def test_wrong_input_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    says: str,
+) -> None:
+    refused(actbench_here(monkeypatch, capfd, tmp_path, "run", "--device", "cpu", *arguments), says)
+    assert list(tmp_path.iterdir()) == []
+
+
+def refused(done: subprocess.CompletedProcess[str], says: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_cuda_without_a_gpu_in_a_process_of_its_own(tmp_path: Path) -> None:
+    refused(actbench(tmp_path, "run", "--device", "cuda", CUDA_VISIBLE_DEVICES=""), "sees no GPU")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"x": np.full((60, 5), np.nan, np.float32)}, "nan"),
+        ({"edge_index": np.array([[0, 1], [1, 60]])}, "60"),
+        ({"y": np.zeros(59, np.int64)}, "59"),
+    ],
+)
+def test_data_of_ones_own_that_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    says: str,
+) -> None:
+    path = own_data(tmp_path / "own.npz", **changes)
+    refused(actbench_here(monkeypatch, capfd, tmp_path, "run", "--device", "cpu", "--dataset", "own.npz"), says)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_data_of_ones_own(tmp_path: Path) -> None:
+    own_data(tmp_path / "own.npz")
+    arguments = ("run", "--dataset", "own.npz", "--epochs", "2", "--scheme", "exact", "--device", "cpu", "--quiet")
+    done = actbench(tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "own.npz · sage" in done.stdout
+    assert "generated" not in done.stdout
+    own_data(tmp_path / "own.npz", y=np.arange(60) % 3)
+    actbench(tmp_path, *arguments)
+    # Another content is another measurement.
+    assert len((tmp_path / "actbench.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_truncated_raw_file(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, data_dir: Path
+) -> None:
+    raw = tmp_path / "data" / "Cora" / "raw"
+    shutil.copytree(data_dir / "Cora" / "raw", raw)
+    damaged = raw / "ind.cora.allx"
+    damaged.chmod(0o644)
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ("run", "--device", "cpu", "--dataset", "cora", "--data-dir", "data")
+    refused(actbench_here(monkeypatch, capfd, tmp_path, *arguments), "Cora")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "epochs"),
+    [
+        ("Cora", "cora", 10),
+        ("PubMed", "pubmed", 10),
+        pytest.param("Computers", "computers", 5, marks=pytest.mark.slow),
+        pytest.param("Physics", "physics", 2, marks=pytest.mark.slow),
+    ],
+)
+def test_real_graphs_train_from_raw_files_with_no_network(
+    tmp_path: Path, data_dir: Path, folder: str, name: str, epochs: int
+) -> None:
+    shutil.copytree(data_dir / folder / "raw", tmp_path / "data" / folder / "raw")
+    done = actbench(
+        tmp_path, "run", "--dataset", name, "--model", "gcn", "--data-dir", "data", "--epochs", str(epochs),
+        "--scheme", "exact", "--device", "cpu", "--format", "json", http_proxy="http://127.0.0.1:9",
+        https_proxy="http://127.0.0.1:9",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (record,) = json.loads(done.stdout)["records"]
+    assert record["saved_bytes"] == record["predicted_saved_bytes"]
+    assert not record["graph"]["synthetic"]
+    losses = record["curve"]["loss"]
+    assert losses[-1] < losses[0]
+
+
+def test_an_absent_data_set_without_a_network(tmp_path: Path) -> None:
+    proxies = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    for verb in (["run", "--device", "cpu", "--dataset", "cora"], ["pull", "cora"]):
+        done = actbench(tmp_path, *verb, "--data-dir", "data", **proxies)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert "Traceback" not in done.stderr
+        assert "cora" in done.stderr.splitlines()[-1]
+
+
+def test_datasets_lists_them_all(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, data_dir: Path
+) -> None:
+    done = actbench_here(monkeypatch, capfd, tmp_path, "datasets", "--data-dir", str(data_dir), "--format", "json")
+    listed = {entry["name"]: entry for entry in json.loads(done.stdout)}
+    assert listed["cora"]["present"]
+    assert not listed["ogbn-products"]["present"]
+    assert listed["synthetic:arxiv"]["present"]
+    table = actbench_here(monkeypatch, capfd, tmp_path, "datasets")
+    assert table.returncode == 0
+    assert "ogbn-arxiv" in table.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["datasets", "--help"], ["pull", "--help"], ["--version"]]
+)
+def test_help(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str]
+) -> None:
+    done = actbench_here(monkeypatch, capfd, tmp_path, *arguments)
+    assert done.returncode == 0
+    assert "actbench" in done.stdout
+    assert done.stderr == ""
+
+
+def test_an_unknown_verb(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    refused(actbench_here(monkeypatch, capfd, tmp_path, "rum"), "rum")

@@ -1,0 +1,92 @@
+from io import StringIO
+from typing import Any
+
+import pytest
+from rich.console import Console, RenderableType
+
+from actbench.analysis import summarise
+from actbench.graphs import catalogue
+from actbench.report import ProgressListener, datasets_table, ledger_table, render_tables
+from tests.runs.example import example_job, example_record
+
+
+def drawn(content: RenderableType, width: int = 80) -> str:
+    console = Console(file=StringIO(), width=width)
+    console.print(content)
+    text: str = console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+def records(seeds: int = 1, **values: Any) -> list[dict[str, Any]]:
+    large = {"saved_bytes": 823_700_000, "rss_peak_bytes": 1_500_000_000, **values}
+    return [example_record(name, seed, **large) for seed in range(seeds) for name in ("fp32", "blockwise-vm")]
+
+
+@pytest.mark.parametrize("seeds", [1, 10])
+def test_the_comparison_fits_80_columns_and_cuts_nothing(seeds: int) -> None:
+    text = drawn(render_tables(summarise(records(seeds))))
+    assert "…" not in text
+    for figure in ("785.5", "1,430.5", "100%", "1.00x", f"{seeds} ok", "50.00", "blockwise-vm"):
+        assert figure in text
+
+
+def test_one_seed_and_a_generated_graph_are_said_to_be_so() -> None:
+    text = drawn(render_tables(summarise(records())), 200)
+    assert "One seed is not a result" in text
+    assert "generated graph" in text
+    real = drawn(render_tables(summarise(records(2, graph={"synthetic": False}))), 200)
+    assert "One seed" not in real
+    assert "generated" not in real
+
+
+def test_what_was_not_measured_is_left_blank() -> None:
+    failed = example_record(
+        "exact", status="oom", metrics=None, saved_bytes=None, rss_peak_bytes=None, epoch_seconds=[]
+    )
+    text = drawn(render_tables(summarise([example_record("fp32"), failed])))
+    row = next(line for line in text.splitlines() if "exact" in line)
+    assert row.split() == ["exact", *["–"] * 7, "1", "oom"]
+
+
+def test_the_ledger_adds_up_in_view() -> None:
+    ledger = [
+        {"operation": "linear", "call": 1, "shape": [10, 4], "dtype": "float32", "saved_bytes": 160},
+        {"operation": "linear", "call": 1, "shape": [8], "dtype": "uint8", "saved_bytes": 8},
+    ]
+    text = drawn(ledger_table(example_record(ledger=ledger, saved_bytes=168, predicted_saved_bytes=168)))
+    assert text.count("linear") == 1
+    assert [line.split()[-1] for line in text.splitlines() if "all of forward" in line] == ["168", "168"]
+
+
+def test_data_sets_fit_80_columns() -> None:
+    from dataclasses import asdict
+
+    listed = [asdict(entry) | {"present": True} for entry in catalogue()]
+    text = drawn(datasets_table(listed, "/data"))
+    assert "…" not in text
+    for entry in catalogue():
+        assert entry.name in text
+        assert f"{entry.edges:,}" in text
+
+
+def test_progress_without_a_terminal_is_a_line_a_run() -> None:
+    stream = StringIO()
+    with ProgressListener(Console(file=stream, width=200), 3) as listener:
+        for scheme, record in (
+            ("fp32", example_record("fp32")),
+            (
+                "exact",
+                example_record(
+                    "exact", status="oom", error={"epoch": 2, "type": "OutOfMemoryError", "message": "no room\nat all"}
+                ),
+            ),
+        ):
+            listener.started(example_job(scheme))
+            listener.advanced(None, {"epoch": 1, "loss": 1.0, "valid": 0.5, "occupied_bytes": 2**20})
+            listener.ended(example_job(scheme), record)
+        listener.skipped(example_job("blockwise"), example_record("blockwise"))
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("[1/3] fp32 seed 0: test accuracy 50.00 %")
+    assert "oom in epoch 2: OutOfMemoryError: no room" in lines[1]
+    assert "--fresh measures again" in lines[2]

@@ -1,0 +1,265 @@
+import json
+import os
+import subprocess
+import sys
+import types
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from actbench.errors import DeviceError
+from actbench.runs import Job, RecordFile, digest_of, plan, resolve_device, run_grid
+from actbench.runs import execute as execute_module
+from actbench.runs.execute import execute
+from actbench.runs.job import description, identity
+from actbench.runs.measure import measure
+from actbench.scheme import Scheme
+from actbench.training import Trainer
+from tests.runs.example import ENVIRONMENT, example_job, example_record
+
+FIELDS = [
+    "schema_version", "status", "dataset", "model", "scheme", "seed", "recipe", "metrics", "saved_bytes",
+    "predicted_saved_bytes", "loss_saved_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "nvml_peak_bytes",
+    "rss_peak_bytes", "epoch_seconds", "environment",
+]  # fmt: skip
+
+
+def ignore(state: dict[str, Any]) -> None:
+    pass
+
+
+def test_a_job_survives_its_text_form() -> None:
+    job = example_job("blockwise:bits=4", seed=3)
+    assert Job.from_json(job.to_json()) == job
+
+
+def test_a_plan_has_every_scheme_once_for_every_seed() -> None:
+    schemes = [Scheme.parse(text) for text in ("fp32", "exact", "exact:bits=2")]
+    jobs = plan(example_job(), schemes, 2)
+    assert [(str(job.scheme), job.seed) for job in jobs] == [("fp32", 0), ("exact", 0), ("fp32", 1), ("exact", 1)]
+
+
+def test_only_what_changes_the_measurement_changes_its_identity() -> None:
+    base = example_job()
+    same = identity(description(base, ENVIRONMENT))
+    assert same == identity(description(replace(base, data_dir="elsewhere"), ENVIRONMENT))
+    assert same == identity(example_record())
+    others = [
+        replace(base, seed=1),
+        replace(base, scheme=Scheme.parse("exact")),
+        replace(base, dataset="cora"),
+        replace(base, digest="abc"),
+        replace(base, recipe=base.recipe.overridden(epochs=4)),
+        replace(base, recipe=base.recipe.overridden(dropout=0.1)),
+    ]
+    assert same not in [identity(description(job, ENVIRONMENT)) for job in others]
+    assert same != identity(description(base, ENVIRONMENT | {"device_name": "another"}))
+
+
+def test_a_record_has_every_field_and_null_has_a_reason() -> None:
+    states: list[dict[str, Any]] = []
+    record = measure(example_job("blockwise"), states.append)
+    assert record["status"] == "ok", record["error"]
+    assert all(field in record for field in FIELDS)
+    for field in FIELDS:
+        assert record[field] is not None or record["reasons"][field]
+    assert record["saved_bytes"] == record["predicted_saved_bytes"]
+    assert record["loss_saved_bytes"] > 0
+    assert len(record["epoch_seconds"]) == len(states) == 3
+    assert sum(entry["saved_bytes"] for entry in record["ledger"]) == record["saved_bytes"]
+    best = max(record["curve"]["valid"])
+    assert record["metrics"]["valid"] == best == states[record["metrics"]["best_epoch"] - 1]["valid"]
+    assert record["graph"]["synthetic"]
+
+
+def test_all_schemes_of_a_seed_start_from_the_same_weights_and_masks() -> None:
+    """The first epoch's loss is computed before any estimate of a gradient is used."""
+    losses = {text: measure(example_job(text, epochs=1), ignore)["curve"]["loss"] for text in ("fp32", "exact")}
+    assert losses["fp32"] == losses["exact"]
+
+
+def test_equal_jobs_have_equal_results() -> None:
+    first, second = (measure(example_job("exact", seed=4), ignore) for _ in range(2))
+    assert first["curve"] == second["curve"]
+    assert first["metrics"] == second["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
+        (MemoryError(), "oom"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "oom",
+        ),
+        (FloatingPointError("the training loss is nan"), "error"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "error"),
+    ],
+)
+def test_what_goes_wrong_in_training_is_a_record_of_how_far_it_came(
+    error: Exception, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def fail_in_the_second_epoch(self: Trainer, *around: Any) -> float:
+        if hasattr(self, "stepped"):
+            raise error
+        self.stepped = True  # type: ignore[attr-defined]
+        return step(self, *around)
+
+    monkeypatch.setattr(Trainer, "step", fail_in_the_second_epoch)
+    record = measure(example_job(), ignore)
+    assert record["status"] == status
+    assert record["error"]["epoch"] == 2
+    assert record["error"]["type"] == type(error).__name__
+    assert record["saved_bytes"] == record["predicted_saved_bytes"]
+    assert len(record["epoch_seconds"]) == 1
+
+
+def test_a_job_runs_in_a_process_of_its_own() -> None:
+    states: list[dict[str, Any]] = []
+    record = execute(example_job("exact", epochs=2), ENVIRONMENT, states.append)
+    assert record["status"] == "ok", record["error"]
+    assert [state["epoch"] for state in states] == [1, 2]
+    assert record["curve"] == measure(example_job("exact", epochs=2), ignore)["curve"]
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setattr(execute_module, "_WORKER", [sys.executable, "-c", program])
+
+
+def test_a_killed_child_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = '{"epoch": {"epoch": 2, "saved_bytes": 77}}'
+    stand_in(
+        monkeypatch,
+        f"import os; print('{state}', flush=True); print('{{\"rec', end='', flush=True); os.kill(os.getpid(), 9)",
+    )
+    record = execute(example_job(), ENVIRONMENT, ignore)
+    assert (record["status"], record["error"]["epoch"], record["saved_bytes"]) == ("killed", 3, 77)
+    assert "SIGKILL" in record["error"]["message"]
+    assert record["environment"] == ENVIRONMENT
+
+
+def test_a_child_that_dies_before_it_reads_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "import sys; sys.stdin.close(); sys.exit('no such library')")
+    record = execute(example_job(), ENVIRONMENT, ignore)
+    assert record["status"] == "error"
+    assert "exit status 1" in record["error"]["message"]
+    assert "no such library" in record["error"]["traceback"]
+
+
+def test_an_interrupt_kills_the_child(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    stand_in(
+        monkeypatch,
+        f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); "
+        'print(\'{"epoch": {"epoch": 1}}\', flush=True); time.sleep(600)',
+    )
+
+    def interrupt(state: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(example_job(), ENVIRONMENT, interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+
+
+class Heard:
+    """A listener that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def skipped(self, job: Job, record: dict[str, Any]) -> None:
+        self.events.append(f"skipped {job.scheme}")
+
+    def started(self, job: Job) -> None:
+        self.events.append(f"started {job.scheme}")
+
+    def advanced(self, job: Job, state: dict[str, Any]) -> None:
+        self.events.append(f"advanced {job.scheme}")
+
+    def ended(self, job: Job, record: dict[str, Any]) -> None:
+        self.events.append(f"ended {job.scheme}")
+
+
+def run_all(
+    monkeypatch: pytest.MonkeyPatch, file: RecordFile, outcomes: dict[str, str], fresh: bool = False
+) -> list[str]:
+    """Run a grid whose jobs end at once as `outcomes` says; returns what a listener heard."""
+
+    def pretend(job: Job, environment: dict[str, Any], report: Any) -> dict[str, Any]:
+        report({"epoch": 1})
+        return example_record(str(job.scheme), job.seed, status=outcomes[str(job.scheme)])
+
+    monkeypatch.setattr("actbench.runs.grid.execute", pretend)
+    heard = Heard()
+    jobs = [example_job(scheme) for scheme in outcomes]
+    records = list(run_grid(jobs, file, ENVIRONMENT, fresh, heard))
+    assert len(records) == len(jobs)
+    return heard.events
+
+
+def test_a_grid_goes_on_after_failures_and_measures_only_what_is_not_final(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = RecordFile(tmp_path / "runs.jsonl")
+    outcomes = {"fp32": "oom", "exact": "killed", "blockwise": "error", "blockwise-vm": "ok"}
+    first = run_all(monkeypatch, file, outcomes)
+    assert [event for event in first if "ended" in event] == [f"ended {name}" for name in outcomes]
+    again = run_all(monkeypatch, file, dict.fromkeys(outcomes, "ok"))
+    assert [event for event in again if "skipped" in event or "ended" in event] == [
+        "skipped fp32", "ended exact", "ended blockwise", "skipped blockwise-vm",
+    ]  # fmt: skip
+    assert len(file.read()) == 6
+    assert all("ended" not in e for e in run_all(monkeypatch, file, dict.fromkeys(outcomes, "ok")))
+    run_all(monkeypatch, file, dict.fromkeys(outcomes, "ok"), fresh=True)
+    assert len(file.read()) == 10
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+    with pytest.raises(DeviceError, match="sees no GPU"):
+        resolve_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("actbench.runs.device.find_spec", lambda name: None)
+    assert resolve_device("auto") == "cpu"
+    for built, extra in (("12.8", "cuda12"), ("13.0", "cuda13")):
+        monkeypatch.setattr(torch.version, "cuda", built)
+        with pytest.raises(DeviceError, match=rf"pip install 'actbench\[{extra}\]'"):
+            resolve_device("cuda")
+    monkeypatch.setattr("actbench.runs.device.find_spec", lambda name: types.SimpleNamespace())
+    assert resolve_device("auto") == resolve_device("cuda") == "cuda"
+
+
+def test_a_file_of_ones_own_is_known_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "own.npz"
+    path.write_bytes(b"one")
+    before = digest_of(str(path))
+    path.write_bytes(b"two")
+    assert digest_of(str(path)) != before
+    assert digest_of("cora") is None
+
+
+def test_nothing_but_events_reaches_the_parent() -> None:
+    program = (
+        "import actbench.runs.worker as worker, actbench.runs.measure as m; train = m._train\n"
+        "def noisy(*a): print('a library prints', flush=True); return train(*a)\n"
+        "m._train = noisy; worker.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(example_job(epochs=1).to_json()),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [next(iter(json.loads(line))) for line in done.stdout.splitlines()] == ["epoch", "record"]
+    assert "a library prints" in done.stderr

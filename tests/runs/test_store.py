@@ -1,0 +1,86 @@
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from actbench.errors import OutputError
+from actbench.runs import RecordFile
+from tests.runs.example import example_record
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> RecordFile:
+    return RecordFile(tmp_path / "runs.jsonl")
+
+
+def test_what_is_appended_is_read(file: RecordFile) -> None:
+    records = [example_record(seed=seed) for seed in range(3)]
+    for record in records:
+        file.append(record)
+    assert file.read() == records
+
+
+def test_no_file_is_no_records(file: RecordFile) -> None:
+    assert file.read() == []
+    file.check_writable()
+    assert not file.path.exists()
+
+
+@pytest.mark.parametrize("cut", [1, 7, 100])
+def test_a_line_that_was_cut_short_is_dropped_and_nothing_else(file: RecordFile, cut: int) -> None:
+    first, second, third = (example_record(seed=seed) for seed in range(3))
+    file.append(first)
+    file.append(second)
+    file.path.write_bytes(file.path.read_bytes()[:-cut])
+    complete = [first, second] if cut == 1 else [first]
+    assert file.read() == complete
+    file.append(third)
+    assert file.read() == [*complete, third]
+
+
+@pytest.mark.parametrize(
+    "line", ["no json", "[1]", "{}", '{"schema_version":99}', '{"schema_version":1}', "[" * 100_000]
+)
+def test_a_line_that_is_no_record_is_named(file: RecordFile, line: str) -> None:
+    file.append(example_record())
+    with file.path.open("a") as stream:
+        stream.write(line + "\n")
+    with pytest.raises(OutputError, match=r"line 2 of .*runs.jsonl is not a record"):
+        file.read()
+
+
+def test_numbers_that_json_lacks_are_refused_and_write_nothing(file: RecordFile) -> None:
+    with pytest.raises(ValueError, match="JSON compliant"):
+        file.append(example_record(saved_bytes=float("nan")))
+    assert not file.path.exists()
+
+
+def test_outputs_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, says in [
+        (tmp_path, "is a folder"),
+        (tmp_path / "none" / "runs.jsonl", "there is no folder"),
+        (tmp_path / "file" / "runs.jsonl", "there is no folder"),
+        (Path("/proc/runs.jsonl"), "cannot be written"),
+    ]:
+        with pytest.raises(OutputError, match=says) as caught:
+            RecordFile(path).check_writable()
+        assert str(caught.value).endswith(".")
+
+
+def _append_many(path: Path, writer: int) -> None:
+    for i in range(40):
+        RecordFile(path).append(example_record(seed=1000 * writer + i))
+
+
+def test_writers_at_once_lose_and_double_nothing(file: RecordFile) -> None:
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_append_many, args=(file.path, n)) for n in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    seeds = [record["seed"] for record in file.read()]
+    assert sorted(seeds) == [1000 * n + i for n in range(2) for i in range(40)]
+    assert all(json.loads(line) for line in file.path.read_text().splitlines())
