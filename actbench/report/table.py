@@ -71,7 +71,7 @@ def _title(table: Table) -> str:
     generated = " (generated graph)" if table.synthetic else ""
     return (
         f"{table.dataset}{generated} · {table.model} {recipe['layers']} x {recipe['hidden']} · "
-        f"{recipe['epochs']} epochs · {table.device_name}"
+        f"{recipe['epochs']} epoch{'s' if recipe['epochs'] > 1 else ''} · {table.device_name}"
     )
 
 

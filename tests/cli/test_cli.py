@@ -42,7 +42,7 @@ def actbench_here(
 
 def own_data(path: Path, **changes: Any) -> Path:
     generator = np.random.default_rng(0)
-    arrays = {
+    arrays: dict[str, Any] = {
         "x": generator.normal(size=(60, 5)).astype(np.float32),
         "edge_index": generator.integers(60, size=(2, 200)),
         "y": generator.integers(3, size=60),

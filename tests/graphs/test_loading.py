@@ -11,9 +11,18 @@ import torch
 from actbench.errors import DataError
 from actbench.graphs import Graph, find, load, present
 from actbench.graphs.raw import PygSource
-
-from .conftest import SHARED
-from .small import EDGES, FEATURE_ROWS, NODES, PARTS, publish, write_graphsaint, write_ogb, write_photo, write_reddit
+from tests.conftest import SHARED_DATA
+from tests.graphs.small import (
+    EDGES,
+    FEATURE_ROWS,
+    NODES,
+    PARTS,
+    publish,
+    write_graphsaint,
+    write_ogb,
+    write_photo,
+    write_reddit,
+)
 
 FOLDERS = {
     "cora": "Cora",
@@ -67,9 +76,9 @@ def test_real_files_give_the_published_graph(
 
 @pytest.mark.slow
 def test_physics_gives_the_published_graph() -> None:
-    if not present("physics", SHARED):
-        pytest.skip(f"the raw files of Physics are not in {SHARED}")
-    assert_published(load("physics", SHARED))
+    if not present("physics", SHARED_DATA):
+        pytest.skip(f"the raw files of Physics are not in {SHARED_DATA}")
+    assert_published(load("physics", SHARED_DATA))
 
 
 @pytest.mark.parametrize(("name", "empty"), [("cora", 0), ("citeseer", 15), ("photo", 0)])

@@ -12,8 +12,7 @@ import torch_geometric.io.fs
 from actbench.errors import DataError
 from actbench.graphs import load, present, pull
 from actbench.graphs.raw import SOURCES, PygSource
-
-from .small import NODES, publish, write_ogb, write_photo
+from tests.graphs.small import NODES, publish, write_ogb, write_photo
 
 
 def ignore(arrived_bytes: int, total_bytes: int | None) -> None:

@@ -4,12 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import emulate
-import parity
 import pytest
 import torch
 
 from actbench.quant.sources import kernel_folder
+from tests.quant.cuda import emulate, parity
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 import importlib.util
 
-import parity
 import pytest
 import torch
 
 from actbench.quant import reference
 from actbench.quant.layout import Layout, mask_bytes
 from actbench.quant.levels import level_table
+from tests.quant.cuda import parity
 
 pytestmark = [
     pytest.mark.gpu,

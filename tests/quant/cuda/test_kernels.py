@@ -1,9 +1,7 @@
 import mmap
 from tempfile import TemporaryFile
 
-import emulate
 import numpy as np
-import parity
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +10,7 @@ from hypothesis import strategies as st
 from actbench.quant import reference
 from actbench.quant.launch import plan_dequantize, plan_pack_mask, plan_quantize, plan_unpack_mask
 from actbench.quant.levels import level_table
+from tests.quant.cuda import emulate, parity
 
 ODD_LENGTHS = (1, 2, 3, 5, 7, 9, 13, 31, 63, 76, 100, 301, 602, 1000, 1025, 4097)
 USUAL_LENGTHS = (8, 16, 24, 32, 40, 64, 72, 128, 264, 512, 1016, 1024, 2048)

@@ -1,9 +1,9 @@
 import re
 
-import nvrtc
 import pytest
 
 from actbench.quant.launch import kernel_names
+from tests.quant.cuda import nvrtc
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 EVERYDAY = re.compile(r"<float, 2|<float>|<Float16, 8|<unsigned>|_mask")

@@ -4,8 +4,6 @@ import os
 import subprocess
 from pathlib import Path
 
-import emulate
-import parity
 import torch
 from torch import Tensor
 
@@ -21,6 +19,7 @@ from actbench.quant.launch import (
 from actbench.quant.layout import Layout, mask_bytes
 from actbench.quant.levels import level_table
 from actbench.quant.sources import kernel_folder
+from tests.quant.cuda import emulate, parity
 
 KERNELS = [
     ("quantize.cu", "quantize_blocks<float, 2, 2>"),
