@@ -1,6 +1,8 @@
 import os
 
-# Before torch starts its threads: asleep while they wait, they do not fight with whatever else runs here.
+# Before torch starts its threads. The tensors are small, test workers share the cores, and a child process must sum
+# in the same order as its parent to give the same bits.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from pathlib import Path

@@ -65,7 +65,15 @@ def measured(architecture: Architecture, nodes: int, features: int, classes: int
     return ledger.total_bytes
 
 
-@pytest.mark.parametrize("scheme", ["fp32", *PAPER_BYTES_A_NODE])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "fp32",
+        "exact",
+        "blockwise",
+        *(pytest.param(f"blockwise:block={rows}r", marks=pytest.mark.slow) for rows in (2, 4, 8, 16, 32)),
+    ],
+)
 def test_measured_at_arxivs_size(scheme: str) -> None:
     """What is kept depends on the nodes alone, so a ring of that many stands for the graph."""
     assert measured(ARXIV_SAGE, ARXIV_NODES, 128, 40, scheme) == predicted(scheme)
