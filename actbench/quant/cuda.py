@@ -22,14 +22,13 @@ from actbench.quant.launch import (
     plan_unpack_mask,
 )
 from actbench.quant.layout import Layout, mask_bytes
-from actbench.quant.sources import compile_options, kernel_folder
+from actbench.quant.sources import compile_options, cupy_extra, kernel_folder
 
 try:
     import cupy
 except ImportError as error:
-    _extra = "cuda12" if (torch.version.cuda or "").startswith("12.") else "cuda13"
     raise DeviceError(
-        f"quantization on CUDA tensors needs CuPy, which is not installed: pip install 'actbench[{_extra}]'"
+        f"quantization on CUDA tensors needs CuPy, which is not installed: pip install 'actbench[{cupy_extra(torch.version.cuda)}]'"
     ) from error
 
 

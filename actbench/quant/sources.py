@@ -23,3 +23,8 @@ def compile_options() -> tuple[str, ...]:
         digest.update(source.name.encode() + source.read_bytes())
     # CuPy's cache of compiled kernels does not look into included headers; the hash makes it.
     return "-std=c++17", "--fmad=false", f"-I{folder}", f"-DKERNELS_HASH=0x{digest.hexdigest()[:16]}"
+
+
+def cupy_extra(cuda: str | None) -> str:
+    """The extra of this package whose CuPy fits a torch built for CUDA version `cuda`, such as "12.8"."""
+    return "cuda12" if (cuda or "").startswith("12.") else "cuda13"

@@ -9,6 +9,7 @@ import torch
 
 from actbench.errors import DeviceError
 from actbench.meters import describe_environment
+from actbench.quant.sources import cupy_extra
 
 Device = Literal["cpu", "cuda"]
 
@@ -33,8 +34,7 @@ def _cuda_problem() -> str | None:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
         return f"torch {torch.__version__} ({built}) sees no GPU, so check nvidia-smi and the torch build"
     if find_spec("cupy") is None:
-        extra = "cuda12" if (torch.version.cuda or "").startswith("12") else "cuda13"
-        return f"CuPy, which compiles the kernels, is not installed: pip install 'actbench[{extra}]'"
+        return f"CuPy, which compiles the kernels, is not installed: pip install 'actbench[{cupy_extra(torch.version.cuda)}]'"
     return None
 
 
