@@ -27,8 +27,10 @@ from actbench.quant.sources import compile_options, cupy_extra, kernel_folder
 try:
     import cupy
 except ImportError as error:
+    _extra = cupy_extra(torch.version.cuda)
     raise DeviceError(
-        f"quantization on CUDA tensors needs CuPy, which is not installed: pip install 'actbench[{cupy_extra(torch.version.cuda)}]'"
+        f"CUDA tensors are compressed by kernels that CuPy compiles, and it is not installed: "
+        f"pip install 'actbench[{_extra}]'."
     ) from error
 
 

@@ -34,7 +34,8 @@ def _cuda_problem() -> str | None:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
         return f"torch {torch.__version__} ({built}) sees no GPU, so check nvidia-smi and the torch build"
     if find_spec("cupy") is None:
-        return f"CuPy, which compiles the kernels, is not installed: pip install 'actbench[{cupy_extra(torch.version.cuda)}]'"
+        extra = cupy_extra(torch.version.cuda)
+        return f"CuPy, which compiles the kernels, is not installed: pip install 'actbench[{extra}]'"
     return None
 
 
