@@ -22,8 +22,8 @@ class ProgressListener:
         self._begun = 0.0
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("epoch {task.completed}/{task.total}  {task.fields[figures]}"),
+            BarColumn(bar_width=8),
+            TextColumn("{task.completed}/{task.total} {task.fields[figures]}"),
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
@@ -55,8 +55,8 @@ class ProgressListener:
         """Move this job's bar."""
         assert self._task is not None
         occupied = state["occupied_bytes"]
-        memory = "" if occupied is None else f"  memory {occupied / MEBIBYTE:,.0f} MiB"
-        figures = f"loss {state['loss']:.4f}  valid {100 * state['valid']:.2f} %{memory}"
+        memory = "" if occupied is None else f" {occupied / MEBIBYTE:,.0f} MiB"
+        figures = f"loss {state['loss']:.3g} valid {100 * state['valid']:.1f}%{memory}"
         self._progress.update(self._task, completed=state["epoch"], figures=figures)
 
     def ended(self, job: Any, record: dict[str, Any]) -> None:
