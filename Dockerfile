@@ -22,6 +22,7 @@ COPY actbench actbench
 COPY kernels kernels
 RUN uv pip install ".[cuda13]" && useradd --create-home --uid 10001 actbench
 USER 10001
-# Records and downloads belong on a volume: docker run --gpus all -v "$PWD:/work" actbench run
+# Records belong on a volume that this user may write to:
+# docker run --gpus all --user "$(id -u)" --env HOME=/tmp --volume "$PWD:/work" actbench run
 WORKDIR /work
 ENTRYPOINT ["actbench"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -10,8 +11,16 @@ from actbench.errors import SchemeError
 
 LEVELS: Final = ("uniform", "clipped-normal")
 BITS: Final = (1, 2, 4, 8)
+NAMES: Final = ("fp32", "exact", "blockwise", "blockwise-vm")
+LARGEST: Final = 2**20
+"""Largest block size and projection ratio."""
 ROW_BLOCK_CAP: Final = 1024
 """Longest block, in elements, that the authors form from several rows (their `clip(G/R · w, w, 1024)`)."""
+
+
+def _check_size(name: str, size: int) -> None:
+    if not 1 <= size <= LARGEST:
+        raise SchemeError(f"{name}={size} is not a whole number from 1 to {LARGEST}.")
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,9 @@ class Block:
 
     size: int
     in_rows: bool = False
+
+    def __post_init__(self) -> None:
+        _check_size("block", self.size)
 
     def length(self, row_length: int) -> int:
         """Elements in one block of a tensor whose rows have `row_length` elements."""
@@ -37,11 +49,11 @@ class Block:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How activations are kept for backward.
+    """How activations are kept for backward; raises `SchemeError` for values that no scheme has.
 
-    `bits` is None where they are kept as they are (FP32); the other fields then mean nothing. `projection` is
-    the projection ratio D/R of linear inputs (1: none), `block` the quantization block, `levels` the name of the
-    level table. `str(scheme)` gives the text that `Scheme.parse` reads.
+    `name` is one of the papers' four. `bits` is None where activations are kept as they are (FP32); the other fields
+    then mean nothing. `projection` is the projection ratio D/R of linear inputs (1: none), `block` the quantization
+    block, `levels` the name of the level table. `str(scheme)` gives the text that `Scheme.parse` reads.
     """
 
     name: str
@@ -49,6 +61,19 @@ class Scheme:
     block: Block = Block(1, in_rows=True)
     projection: int = 1
     levels: str = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.name not in NAMES:
+            near = difflib.get_close_matches(self.name, NAMES, n=1)
+            hint = f"did you mean '{near[0]}'" if near else f"the schemes are {', '.join(NAMES)}"
+            raise SchemeError(f"unknown scheme '{self.name}': {hint}; a scheme is NAME or NAME:key=value,….")
+        if (self.bits is None) != (self.name == "fp32"):
+            raise SchemeError(f"scheme '{self.name}' with bits={self.bits} is not possible: fp32 alone has no bits.")
+        if self.bits is not None and self.bits not in BITS:
+            raise SchemeError(f"bits={self.bits} is not possible: bits is one of {', '.join(map(str, BITS))}.")
+        _check_size("projection", self.projection)
+        if self.levels not in LEVELS:
+            raise SchemeError(f"levels={self.levels} is unknown: levels is one of {', '.join(LEVELS)}.")
 
     @property
     def compresses(self) -> bool:
@@ -62,11 +87,7 @@ class Scheme:
         Raises `SchemeError`, one sentence, for an unknown name, key or value.
         """
         name, colon, rest = text.strip().partition(":")
-        base = NAMED.get(name)
-        if base is None:
-            near = difflib.get_close_matches(name, NAMED, n=1)
-            hint = f"did you mean '{near[0]}'" if near else f"the schemes are {', '.join(NAMED)}"
-            raise SchemeError(f"unknown scheme '{text}': {hint}; a scheme is NAME or NAME:key=value,….")
+        base = NAMED.get(name) or Scheme(name)
         if not colon:
             return base
         if not base.compresses:
@@ -97,39 +118,21 @@ class Scheme:
 
 
 def _read_whole(text: str, name: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 2**20):
-        raise SchemeError(f"{name}={text} is not a whole number from 1 to {2**20}.")
-    return int(text)
-
-
-def _read_bits(text: str) -> int:
-    if text not in map(str, BITS):
-        raise SchemeError(f"bits={text} is not possible: bits is one of {', '.join(map(str, BITS))}.")
+    # Few digits, since int() refuses thousands of them.
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(LARGEST))):
+        raise SchemeError(f"{name}={text[:20]} is not a whole number from 1 to {LARGEST}.")
     return int(text)
 
 
 def _read_block(text: str) -> Block:
-    in_rows = text.endswith("r")
-    if not in_rows and not (text.isascii() and text.isdigit()):
-        raise SchemeError(f"block={text} is neither a number of elements (block=256) nor of rows (block=64r).")
-    return Block(_read_whole(text.removesuffix("r"), "block"), in_rows)
+    return Block(_read_whole(text.removesuffix("r"), "block"), in_rows=text.endswith("r"))
 
 
-def _read_projection(text: str) -> int:
-    return _read_whole(text, "projection")
-
-
-def _read_levels(text: str) -> str:
-    if text not in LEVELS:
-        raise SchemeError(f"levels={text} is unknown: levels is one of {', '.join(LEVELS)}.")
-    return text
-
-
-_READERS: Final = {
-    "bits": _read_bits,
+_READERS: Final[dict[str, Callable[[str], Any]]] = {
+    "bits": lambda text: _read_whole(text, "bits"),
     "block": _read_block,
-    "projection": _read_projection,
-    "levels": _read_levels,
+    "projection": lambda text: _read_whole(text, "projection"),
+    "levels": str,
 }
 
 NAMED: Final = {

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,3 +90,29 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
 def test_blocks_of_rows_follow_the_authors_cap(rows: int, width: int, length: int) -> None:
     """clip(G/R · w, w, 1024) rounded to whole rows; 1,024 is nearer to two rows of 602 than to one."""
     assert Block(rows, in_rows=True).length(width) == length
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "mine", "bits": 2},
+        {"name": "exact", "bits": 3},
+        {"name": "exact"},
+        {"name": "fp32", "bits": 2},
+        {"name": "exact", "bits": 2, "projection": 0},
+        {"name": "exact", "bits": 2, "levels": "vm"},
+    ],
+)
+def test_values_that_no_text_gives_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(SchemeError):
+        Scheme(**values)
+
+
+def test_a_block_has_a_size() -> None:
+    with pytest.raises(SchemeError, match="block=0"):
+        Block(0)
+
+
+def test_thousands_of_digits() -> None:
+    with pytest.raises(SchemeError, match="block=111"):
+        Scheme.parse("exact:block=" + "1" * 5000)

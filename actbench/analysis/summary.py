@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from actbench.runs.job import machine
+
 REFERENCE = "fp32"
 
 
@@ -52,12 +54,12 @@ class Table:
 
 
 def summarise(records: Iterable[dict[str, Any]]) -> list[Table]:
-    """One table for every data set, model, recipe and device, rows in the order in which schemes first appear."""
+    """One table for every data set, model, recipe and machine, rows in the order in which schemes first appear."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         recipe = sorted(record["recipe"].items(), key=str)
-        device = record["environment"]["device_name"]
-        key = repr((record["dataset"], record["digest"], record["model"], recipe, device))
+        where = machine(record["environment"])
+        key = repr((record["dataset"], record["digest"], record["model"], recipe, where))
         groups.setdefault(key, []).append(record)
     return [_table(group) for group in groups.values()]
 

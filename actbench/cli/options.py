@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+
+def expand_home(path: Path) -> Path:
+    """`~` as the home folder, for `--option=~/path`, which shells leave alone."""
+    return path.expanduser()
+
+
+def require_finite(value: float | None) -> float | None:
+    """The value; raises `typer.BadParameter` for an infinity or NaN."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number.")
+    return value
+
 
 Format = Annotated[Literal["table", "json"], typer.Option(help="What stdout gets.")]
 DataDir = Annotated[
     Path,
     typer.Option(
         envvar="ACTBENCH_DATA",
+        callback=expand_home,
         help="Where data sets are downloaded to; a folder of raw files in PyG's layout is used as it is.",
     ),
 ]
+
 DEFAULT_DATA_DIR = Path.home() / ".cache" / "actbench" / "data"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""

@@ -10,7 +10,7 @@ import typer
 
 from actbench.analysis import summarise
 from actbench.cli.datasets import make_present
-from actbench.cli.options import DEFAULT_DATA_DIR, INTERRUPTED, DataDir, Format
+from actbench.cli.options import DEFAULT_DATA_DIR, INTERRUPTED, DataDir, Format, expand_home, require_finite
 from actbench.report import ProgressListener, ledger_table, open_stderr, open_stdout, render_tables
 from actbench.runs import Job, Record, RecordFile, describe_device, digest_of, plan, resolve_device, run_grid
 from actbench.scheme import Scheme
@@ -44,7 +44,9 @@ def run(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a CUDA GPU if there is one.")
     ] = "auto",
-    output: Annotated[Path, typer.Option(help="Records are appended to this file.")] = Path("actbench.jsonl"),
+    output: Annotated[Path, typer.Option(callback=expand_home, help="Records are appended to this file.")] = Path(
+        "actbench.jsonl"
+    ),
     format: Format = "table",
     ledger: Annotated[bool, typer.Option("--ledger", help="Also print what is kept, tensor by tensor.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what --output holds already.")] = False,
@@ -53,21 +55,31 @@ def run(
     layers: Annotated[int | None, typer.Option(min=1, help="Convolutions.", show_default="the recipe's")] = None,
     hidden: Annotated[int | None, typer.Option(min=1, help="Their width.", show_default="the recipe's")] = None,
     dropout: Annotated[
-        float | None, typer.Option(min=0, max=0.99, help="Dropout probability.", show_default="the recipe's")
+        float | None,
+        typer.Option(
+            min=0, max=0.99, callback=require_finite, help="Dropout probability.", show_default="the recipe's"
+        ),
     ] = None,
     batch_norm: Annotated[
         bool | None,
         typer.Option("--batch-norm/--no-batch-norm", help="Batch norm.", show_default="the recipe's"),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="Adam's step size.", show_default="the recipe's")
+        float | None,
+        typer.Option(min=0, callback=require_finite, help="Adam's step size.", show_default="the recipe's"),
     ] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(min=0, help="Adam's L2 penalty.", show_default="the recipe's")
+        float | None,
+        typer.Option(min=0, callback=require_finite, help="Adam's L2 penalty.", show_default="the recipe's"),
     ] = None,
     clip: Annotated[
         float | None,
-        typer.Option(min=0, help="Bound of the gradient's norm; 0 for none.", show_default="the recipe's"),
+        typer.Option(
+            min=0,
+            callback=require_finite,
+            help="Bound of the gradient's norm; 0 for none.",
+            show_default="the recipe's",
+        ),
     ] = None,
 ) -> None:
     """Train under several schemes and compare memory, time and score.
@@ -78,7 +90,7 @@ def run(
     Example: actbench run --dataset cora --model gcn --scheme fp32 --scheme exact --seeds 10
     """
     schemes = [Scheme.parse(text) for text in scheme or DEFAULT_SCHEMES]
-    name = dataset or DEFAULT_DATASET
+    name = DEFAULT_DATASET if dataset is None else dataset
     recipe = recipe_for(name, model).overridden(
         layers=layers,
         hidden=hidden,
@@ -110,8 +122,8 @@ def run(
     _print(records, format, ledger)
     if interrupted:
         typer.echo(
-            f"actbench: interrupted; {len(records)} of {len(jobs)} results are in {output}, "
-            "and the same command goes on from there.",
+            f"actbench: interrupted; {len(records)} of {len(jobs)} results are in {output}, and the same command "
+            f"{'without --fresh ' if fresh else ''}goes on from there.",
             err=True,
         )
         raise typer.Exit(INTERRUPTED)

@@ -39,7 +39,10 @@ class Linear(Function):
         operands = (x, weight) if bias is None else (x, weight, bias)
         ctx.kept, ctx.transposed = kept, transposed
         ctx.save_for_backward(weight, *kept.pack(x.reshape(-1, x.shape[-1])))
-        return product(*operands)
+        out = product(*operands)
+        # On more than two dimensions F.linear returns a view, which torch lets nobody change in place after a function
+        # of ours; stock it does.
+        return torch.ops.aten._unsafe_view(out, out.shape) if out._is_view() else out
 
     @staticmethod
     @once_differentiable
@@ -49,7 +52,8 @@ class Linear(Function):
         rows = gradient.reshape(-1, gradient.shape[-1])
         by_x = by_weight = by_bias = None
         if ctx.needs_input_grad[3]:
-            square = weight if ctx.transposed else weight.t()
+            # Under autocast the gradient is shorter than the weight.
+            square = (weight if ctx.transposed else weight.t()).to(rows.dtype)
             by_x = (rows @ square).view(*gradient.shape[:-1], square.shape[1])
         if ctx.needs_input_grad[4]:
             by_weight = ctx.kept.left_product(rows.t(), tuple(packed))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterable
+from functools import cache
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from actbench.compress.functions import BatchNorm, Dropout, Linear, Relu, SparseProduct
@@ -30,6 +33,9 @@ def compress(scheme: Scheme | str, seed: int | None = None) -> Compression:
     `scheme` is a `Scheme` or its text. All projection and rounding noise comes from `seed`; without one it is made
     from `torch.initial_seed()` and a count of contexts, and never drawn from torch's generators. Results of forward
     do not change. The innermost of nested contexts decides. Raises `SchemeError` for an invalid text.
+
+    Equal seeds give equal noise: in a training loop give none, or enter one context again and again. Double backward
+    and the recomputation of `torch.utils.checkpoint` are refused with an error.
     """
     if isinstance(scheme, str):
         scheme = Scheme.parse(scheme)
@@ -65,7 +71,7 @@ class Compression(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.scheme.compresses and torch.is_grad_enabled() and _stack()[-1] is self:
             handler = _HANDLERS.get(func)
-            if handler is not None:
+            if handler is not None and _fits(handler, (self, func, *args), kwargs):
                 out = handler(self, func, *args, **kwargs)
                 if out is not None:
                     return out
@@ -75,6 +81,20 @@ class Compression(TorchFunctionMode):
         """How to keep the next matrix [rows, width], with noise of its own."""
         ratio = self.scheme.projection if projected else 1
         return Kept.of(rows, width, dtype, self.scheme, Noise(self.seed, next(self._kept)), ratio)
+
+
+def _fits(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the call has only arguments that the handler knows; `out=` and the like are left to torch."""
+    try:
+        _signature(handler).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+@cache
+def _signature(handler: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(handler)
 
 
 def _stack() -> list[Compression]:
@@ -93,22 +113,23 @@ def _apply(function: type[Function], *arguments: Any) -> Tensor:
     return out
 
 
-# A handler's parameters are the intercepted function's own, names included, so that Python binds a call's positional
-# and keyword arguments as torch would. It returns None where the stock function keeps nothing worth compressing.
+# A handler's parameters are the intercepted function's own, so that Python binds a call's positional and keyword
+# arguments as torch would. It returns None where the stock function keeps nothing worth compressing.
 
 
 def _linear(
     mode: Compression, func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor | None:
-    if not (_compressible(input) and weight.requires_grad and weight.dim() == 2 and weight.dtype == input.dtype):
+    if not (_compressible(input) and weight.requires_grad and weight.dim() == 2 and weight.numel() > 0):
         return None
     kept = mode.keep(input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
     return _apply(Linear, func, True, kept, input, weight, bias)
 
 
 def _matmul(mode: Compression, func: Callable[..., Tensor], input: Any, other: Any) -> Tensor | None:
-    parameter = isinstance(other, Tensor) and other.is_leaf and other.requires_grad and other.dim() == 2
-    if not (parameter and _compressible(input) and input.dim() > 1 and input.dtype == other.dtype):
+    # Of two activations neither is known to be the one whose noise is harmless.
+    parameter = isinstance(other, Parameter) and other.requires_grad and other.dim() == 2 and other.numel() > 0
+    if not (parameter and _compressible(input) and input.dim() > 1):
         return None
     kept = mode.keep(input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
     return _apply(Linear, func, False, kept, input, other, None)
@@ -190,14 +211,14 @@ def _torch_dropout_(
 
 
 def _sparse_product(
-    mode: Compression, func: Callable[..., Tensor], mat1: Tensor, mat2: Tensor, reduce: str | None = None
+    mode: Compression, func: Callable[..., Tensor], sparse: Tensor, dense: Tensor, reduce: str | None = None
 ) -> Tensor | None:
     # Without `reduce` torch keeps the sparse matrix alone already.
-    if reduce not in ("sum", "mean") or mat1.layout != torch.sparse_csr or mat1.requires_grad:
+    if reduce not in ("sum", "mean") or sparse.layout != torch.sparse_csr or sparse.requires_grad:
         return None
-    if not (_compressible(mat2) and mat2.requires_grad):
+    if not (_compressible(dense) and dense.requires_grad):
         return None
-    return _apply(SparseProduct, mat1, mat2, reduce)
+    return _apply(SparseProduct, sparse, dense, reduce)
 
 
 _HANDLERS: Final[dict[Callable[..., Any], Callable[..., Tensor | None]]] = {

@@ -60,6 +60,13 @@ class Ledger:
         self.entries = tuple(saved for reference, saved in self._counted.values() if not reference.expired())
 
     def _record(self, tensor: Tensor) -> Tensor:
+        # The looking must not be mistaken for what is looked at.
+        with torch._C.DisableTorchFunction():
+            self._count(tensor)
+            # An operation's own output, handed back as it is, would keep its graph alive in a cycle for ever.
+            return tensor.detach()
+
+    def _count(self, tensor: Tensor) -> None:
         for part in _parts(tensor):
             storage = part.untyped_storage()
             address = storage.data_ptr()
@@ -69,8 +76,6 @@ class Ledger:
             name = str(part.dtype).removeprefix("torch.")
             saved = Saved(self._labels.operation, self._labels.call, tuple(part.shape), name, storage.nbytes())
             self._counted[address] = StorageWeakRef(storage), saved
-        # An operation's own output, handed back as it is, would keep its graph alive in a cycle for ever.
-        return tensor.detach()
 
 
 class _Labels(TorchFunctionMode):
@@ -78,7 +83,7 @@ class _Labels(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.operation = "outside torch functions"
+        self.operation = "no torch function"
         self._calls: Counter[str] = Counter()
 
     @property
@@ -88,9 +93,12 @@ class _Labels(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        self.operation = getattr(func, "__name__", str(func)).strip("_")
+        before, self.operation = self.operation, getattr(func, "__name__", str(func)).strip("_")
         self._calls[self.operation] += 1
-        return func(*args, **(kwargs or {}))
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.operation = before
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:

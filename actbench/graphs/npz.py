@@ -1,6 +1,8 @@
 """A user's own graph from a `.npz` file, which is not trusted: no pickles, no array of any size it likes."""
 
+import lzma
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -28,6 +30,9 @@ _UNREADABLE = (
     EOFError,
     RuntimeError,
     NotImplementedError,
+    SyntaxError,
+    tokenize.TokenError,
+    lzma.LZMAError,
     zipfile.BadZipFile,
     zlib.error,
 )
@@ -44,11 +49,11 @@ def read_npz(path: Path, seed: int) -> Graph:
     Raises:
         DataError: the file is absent, damaged or too large, or its arrays do not make a graph.
     """
-    if not path.is_file():
-        raise DataError(f"There is no file {path}: give the path of a .npz file.")
     try:
+        if not path.is_file():
+            raise DataError(f"There is no file {path}: give the path of a .npz file.")
         with zipfile.ZipFile(path) as archive:
-            keys = _wanted(path, {Path(name).stem for name in archive.namelist() if name.endswith(".npy")})
+            keys = _wanted(path, {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")})
             _check_sizes(path, archive, keys)
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in keys}

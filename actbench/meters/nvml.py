@@ -37,7 +37,7 @@ class ProcessMemorySampler:
 
     def reset(self) -> None:
         """Forget the peak so far."""
-        self.peak_bytes = None
+        self.peak_bytes, self.reason = None, self.reason or "NVML has taken no sample since the last reset"
 
     def _sample_until_stopped(self) -> None:
         try:

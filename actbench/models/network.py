@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,7 +13,6 @@ from actbench.compress import Operation
 from actbench.graphs import gcn_adjacency, mean_adjacency
 
 Model = Literal["sage", "gcn"]
-MODELS: Final[tuple[Model, ...]] = ("sage", "gcn")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-MEBIBYTE = 2**20
+from actbench.report.table import MEBIBYTE
 
 
 class ProgressListener:
@@ -76,6 +76,7 @@ class ProgressListener:
 def _outcome(record: dict[str, Any]) -> str:
     if record["status"] != "ok":
         error = record["error"]
-        return f"{record['status']} in epoch {error['epoch']}: {error['type']}: {error['message'].splitlines()[0]}"
+        first_line = error["message"].partition("\n")[0]
+        return f"{record['status']} in epoch {error['epoch']}: {error['type']} {first_line}".rstrip()
     metrics = record["metrics"]
     return f"test {metrics['name']} {100 * metrics['test']:.2f} %"

@@ -35,7 +35,7 @@ def run_grid(
     """Measure `jobs` and append each record when its job ends; yields one record a job.
 
     Without `fresh`, a job with a final record in `file` is skipped and that record yielded. The file is read again
-    before each job, so two grids on one file share the work.
+    before each job, so that what another process has finished meanwhile is not measured again.
     """
     for job in jobs:
         wanted = identity(description(job, environment))

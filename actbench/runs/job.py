@@ -54,9 +54,8 @@ def plan(base: Job, schemes: Iterable[Scheme], seeds: int) -> list[Job]:
 
 
 def identity(record: dict[str, Any]) -> str:
-    """Equal for two records of the same measurement on the same kind of machine."""
+    """Equal for two records of the same measurement on the same kind of machine and software."""
     recipe = {key: value for key, value in record["recipe"].items() if key != "source"}
-    environment = record["environment"]
     parts = [
         record["dataset"],
         record["digest"],
@@ -64,10 +63,16 @@ def identity(record: dict[str, Any]) -> str:
         record["scheme"]["name"],
         record["seed"],
         sorted(recipe.items()),
-        environment["device"],
-        environment["device_name"],
+        machine(record["environment"]),
     ]
     return repr(parts)
+
+
+def machine(environment: dict[str, Any]) -> tuple[Any, ...]:
+    """Equal for environments whose figures belong in one table: device, threads and the versions that matter."""
+    versions = environment["versions"]
+    fields = ("device", "device_name", "cuda", "threads")
+    return (*(environment[field] for field in fields), versions["actbench"], versions["torch"])
 
 
 def description(job: Job, environment: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -101,6 +102,8 @@ def _train(job: Job, device: torch.device, record: Record, report: Callable[[dic
                 loss = _first_step(trainer, compression, record) if epoch == 1 else trainer.step(compression)
                 record["epoch_seconds"].append(clock.read() - begun)
                 scores = trainer.evaluate()
+                if not all(map(math.isfinite, (scores.train, scores.valid, scores.test))):
+                    raise FloatingPointError(f"a {metric} is not a number: a part of the split has one class only.")
                 record["curve"]["loss"].append(loss)
                 record["curve"]["valid"].append(scores.valid)
                 if scores.valid > best_valid:

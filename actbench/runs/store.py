@@ -13,6 +13,7 @@ from actbench.errors import OutputError
 
 Record = dict[str, Any]
 SCHEMA_VERSION: Final = 1
+_BEGINNING: Final = b'{"schema_version":%d,' % SCHEMA_VERSION
 _REQUIRED: Final = (
     "schema_version",
     "status",
@@ -34,12 +35,16 @@ class RecordFile:
 
     def check_writable(self) -> None:
         """Raise `OutputError`, one sentence, if `append` could not write here; writes nothing itself."""
-        if self.path.is_dir():
-            raise OutputError(f"--output {self.path} is a folder: name a file in it, such as {self.path}/runs.jsonl.")
-        folder = self.path.absolute().parent
-        if not folder.is_dir():
-            raise OutputError(f"--output {self.path} cannot be written: there is no folder {folder}; create it.")
         try:
+            if self.path.is_dir():
+                raise OutputError(
+                    f"--output {self.path} is a folder: name a file in it, such as {self.path}/runs.jsonl."
+                )
+            folder = self.path.absolute().parent
+            if not folder.is_dir():
+                raise OutputError(f"--output {self.path} cannot be written: there is no folder {folder}; create it.")
+            if self.path.exists() and not self.path.is_file():
+                raise OutputError(f"--output {self.path} is no regular file: records need one, such as runs.jsonl.")
             # Opened for real: permissions alone do not tell for root, nor on a read-only file system.
             with self.path.open("ab") if self.path.exists() else tempfile.TemporaryFile(dir=folder):
                 pass
@@ -67,7 +72,7 @@ class RecordFile:
             record = _parse(line)
             if record is not None:
                 records.append(record)
-            elif number < len(lines):
+            elif number < len(lines) or not _is_cut_short(line):
                 raise OutputError(
                     f"line {number} of {self.path} is not a record of schema version {SCHEMA_VERSION}: "
                     "name another file or remove that line."
@@ -75,20 +80,38 @@ class RecordFile:
         return records
 
     def append(self, record: Record) -> None:
-        """Write one record as one line, after dropping a last line that was cut short; returns when it is on disk."""
+        """Write one record as one line, after dropping a last line that was cut short; returns when it is on disk.
+
+        Raises `OutputError` if it cannot be written.
+        """
         line = json.dumps(record, allow_nan=False, separators=(",", ":")).encode() + b"\n"
-        with self.path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            content = file.read()
-            tail = content[content.rfind(b"\n") + 1 :]
-            if tail and _parse(tail) is None:
-                file.truncate(len(content) - len(tail))
-            elif tail:
-                line = b"\n" + line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.seek(0)
+                content = file.read()
+                tail = content[content.rfind(b"\n") + 1 :]
+                if _is_cut_short(tail):
+                    file.truncate(len(content) - len(tail))
+                elif tail:
+                    line = b"\n" + line
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OutputError(
+                f"a record could not be written to {self.path} ({error.strerror}): make room or name another file."
+            ) from error
+
+
+def _is_cut_short(line: bytes) -> bool:
+    """Whether `line` is the beginning of a record and not all of one: what an interrupted write leaves."""
+    begins = line.startswith(_BEGINNING) or (line != b"" and _BEGINNING.startswith(line))
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return begins
+    return False
 
 
 def _parse(line: bytes) -> Record | None:

@@ -3,7 +3,7 @@ import statistics
 import pytest
 
 from actbench.analysis import summarise
-from tests.runs.example import example_record
+from tests.runs.example import ENVIRONMENT, example_record
 
 
 def scored(scheme: str, seed: int, test: float, **values: object) -> dict[str, object]:
@@ -51,7 +51,7 @@ def test_without_the_reference_there_are_no_ratios() -> None:
 
 def test_what_is_not_comparable_is_not_in_one_table() -> None:
     other_machine = scored("fp32", 0, 0.7)
-    other_machine["environment"] = {"device": "cpu", "device_name": "another"}
+    other_machine["environment"] = ENVIRONMENT | {"device_name": "another"}
     other_recipe = scored("fp32", 0, 0.7)
     other_recipe["recipe"] = dict(other_recipe["recipe"], epochs=9)  # type: ignore[call-overload]
     assert len(summarise([scored("fp32", 0, 0.7), other_machine, other_recipe])) == 3

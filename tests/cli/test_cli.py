@@ -132,6 +132,12 @@ WRONG = [
     (["--output", "."], "is a folder"),
     (["--output", "none/runs.jsonl"], "there is no folder"),
     (["--colour", "red"], "--colour"),
+    (["--dataset", ""], "There is no data set ''"),
+    (["--learning-rate", "inf"], "not a finite number"),
+    (["--weight-decay", "nan"], "--weight-decay"),
+    (["--output", "/dev/null"], "no regular file"),
+    (["--output", "x" * 300], "cannot be written"),
+    (["--dataset", "x" * 300 + ".npz"], "cannot be read"),
 ]
 
 

@@ -189,7 +189,7 @@ LINEARS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", LINEARS)
 def test_every_form_of_a_linear_layer(name: str) -> None:
     """8 bits in blocks of one element: the estimate is off by rounding alone, so the gradient all but exact."""
-    x, w = torch.randn(20, 6, requires_grad=True), torch.randn(6, 4, requires_grad=True)
+    x, w = torch.randn(20, 6, requires_grad=True), nn.Parameter(torch.randn(6, 4))
     results: list[Any] = []
     for scheme in ("fp32", "exact:bits=8,block=1,projection=1"):
         with actbench.compress(scheme), Ledger([w]) as ledger:
@@ -377,3 +377,50 @@ def test_a_wrong_scheme_is_refused_before_anything_is_entered() -> None:
     with pytest.raises(SchemeError, match="bits=3"):
         actbench.compress("exact:bits=3")
     assert torch.ones(2).relu().sum() == 2
+
+
+def test_three_dimensions_may_be_changed_in_place() -> None:
+    network = nn.Sequential(nn.Linear(32, 16), nn.ReLU(inplace=True), nn.Linear(16, 4))
+    x = torch.randn(4, 16, 32)
+    expected = network(x)
+    with actbench.compress("exact"):
+        out = network(x)
+    out.sum().backward()
+    assert torch.equal(out, expected)
+
+
+def test_autocast() -> None:
+    network = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+    x = torch.randn(24, 32, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network(x)
+        with actbench.compress("exact"), Ledger(network.parameters()) as ledger:
+            out = network(x)
+    out.float().sum().backward()
+    assert torch.equal(out, expected)
+    assert x.grad is not None
+    assert [e.operation for e in ledger.entries if e.dtype == "uint8"] == ["linear", "relu", "linear"]
+
+
+def test_calls_that_only_torch_understands_are_left_to_torch() -> None:
+    a = torch.eye(3)
+    out = torch.empty(3, 3)
+    with actbench.compress("exact"):
+        torch.mm(a, a, out=out)
+        assert torch.equal(out, a)
+        loops = mean_adjacency(torch.arange(3).repeat(2, 1), 3)
+        assert torch.equal(torch.sparse.mm(sparse=loops, dense=a), a)
+        with pytest.raises(TypeError):
+            torch.mm(a, colour=a)  # type: ignore[call-overload]
+
+
+def test_of_two_activations_neither_is_compressed() -> None:
+    a, x = torch.randn(8, 8), torch.randn(8, 8, requires_grad=True)
+    with actbench.compress("exact"):
+        (by_x,) = torch.autograd.grad((a @ x).sum(), x)
+    assert torch.equal(by_x, torch.autograd.grad((a @ x).sum(), x)[0])
+
+
+def test_a_layer_without_outputs() -> None:
+    with actbench.compress("exact"):
+        F.linear(torch.randn(3, 4), nn.Parameter(torch.empty(0, 4))).sum().backward()

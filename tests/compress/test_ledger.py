@@ -1,4 +1,5 @@
 import gc
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,3 +85,22 @@ def test_only_fp32s_dropout_knows_the_device() -> None:
     fp32, exact = Scheme.parse("fp32"), Scheme.parse("exact")
     assert [predict_saved_bytes(dropout, fp32, device) for device in ("cpu", "cuda")] == [160, 40]
     assert [predict_saved_bytes(dropout, exact, device) for device in ("cpu", "cuda")] == [5, 5]
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x * 1)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * 2
+
+
+def test_what_no_torch_function_keeps_is_not_laid_at_ones_door() -> None:
+    x = torch.randn(10, requires_grad=True)
+    with Ledger([x]) as ledger:
+        out = Doubled.apply(x.exp())  # type: ignore[no-untyped-call]
+    assert [entry.operation for entry in ledger.entries] == ["exp", "no torch function"]
+    assert out.requires_grad

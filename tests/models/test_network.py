@@ -4,7 +4,7 @@ from torch import Tensor
 
 from actbench.compress import Ledger, compress, predict_saved_bytes
 from actbench.graphs import catalogue
-from actbench.models import MODELS, Architecture, Model, Network, adjacency_of, operations
+from actbench.models import Architecture, Model, Network, adjacency_of, operations
 from actbench.scheme import Scheme
 
 ARXIV_NODES = 169_343
@@ -79,7 +79,7 @@ def test_measured_at_arxivs_size(scheme: str) -> None:
     assert measured(ARXIV_SAGE, ARXIV_NODES, 128, 40, scheme) == predicted(scheme)
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", ["sage", "gcn"])
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("batch_norm", [False, True])

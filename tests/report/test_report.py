@@ -85,8 +85,11 @@ def test_progress_without_a_terminal_is_a_line_a_run() -> None:
             listener.advanced(None, {"epoch": 1, "loss": 1.0, "valid": 0.5, "occupied_bytes": 2**20})
             listener.ended(example_job(scheme), record)
         listener.skipped(example_job("blockwise"), example_record("blockwise"))
+        silent = {"epoch": 1, "type": "MemoryError", "message": ""}
+        listener.started(example_job())
+        listener.ended(example_job(), example_record(status="oom", error=silent))
     lines = stream.getvalue().splitlines()
-    assert len(lines) == 3
+    assert len(lines) == 4
     assert lines[0].startswith("[1/3] fp32 seed 0: test accuracy 50.00 %")
-    assert "oom in epoch 2: OutOfMemoryError: no room" in lines[1]
+    assert "oom in epoch 2: OutOfMemoryError no room" in lines[1]
     assert "--fresh measures again" in lines[2]

@@ -9,7 +9,13 @@ from actbench.runs.measure import blank_record
 from actbench.scheme import Scheme
 from actbench.training import recipe_for
 
-ENVIRONMENT = {"device": "cpu", "device_name": "a processor"}
+ENVIRONMENT = {
+    "device": "cpu",
+    "device_name": "a processor",
+    "cuda": None,
+    "threads": 2,
+    "versions": {"actbench": "0.1.0", "torch": "2.13.0"},
+}
 
 
 def example_job(scheme: str = "fp32", seed: int = 0, epochs: int = 3, dataset: str = "synthetic:arxiv@0.002") -> Job:

@@ -84,3 +84,22 @@ def test_writers_at_once_lose_and_double_nothing(file: RecordFile) -> None:
     seeds = [record["seed"] for record in file.read()]
     assert sorted(seeds) == [1000 * n + i for n in range(2) for i in range(40)]
     assert all(json.loads(line) for line in file.path.read_text().splitlines())
+
+
+@pytest.mark.parametrize("content", ["my precious notes", '{"schema_version":2,"status":"ok"}', '{"other": 1'])
+def test_a_file_of_another_kind_is_left_alone(file: RecordFile, content: str) -> None:
+    file.path.write_text(content)
+    with pytest.raises(OutputError, match="line 1"):
+        file.read()
+    file.append(example_record())
+    assert file.path.read_text().startswith(content + "\n")
+
+
+def test_a_device_is_no_place_for_records() -> None:
+    with pytest.raises(OutputError, match="no regular file"):
+        RecordFile(Path("/dev/null")).check_writable()
+
+
+def test_a_record_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="could not be written"):
+        RecordFile(tmp_path / "gone" / "runs.jsonl").append(example_record())

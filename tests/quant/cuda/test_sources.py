@@ -45,4 +45,4 @@ def test_without_cupy_the_error_names_the_extra_to_install(version: str | None, 
         "    sys.stdout.write(str(error))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith(f"pip install 'actbench[{extra}]'")
+    assert done.stdout.endswith(f"pip install 'actbench[{extra}]'.")
