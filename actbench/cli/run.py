@@ -24,7 +24,7 @@ DEFAULT_SCHEMES = ("fp32", "exact", "blockwise", "blockwise-vm")
 def run(
     dataset: Annotated[
         str | None,
-        typer.Option(help="A name from `actbench datasets` or a .npz file.", show_default=f"{DEFAULT_DATASET}"),
+        typer.Option(help="A name from `actbench datasets` or a .npz file.", show_default=DEFAULT_DATASET),
     ] = None,
     model: Annotated[Literal["sage", "gcn"], typer.Option(help="The network.")] = "sage",
     scheme: Annotated[
