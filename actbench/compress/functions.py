@@ -82,7 +82,7 @@ class BatchNorm(Function):
         """Keeps the packed input and the batch's mean and inverse standard deviation."""
         # What F.batch_norm itself dispatches to; it alone also returns what backward needs, whichever library
         # (native, cuDNN, MIOpen) it picks.
-        out, mean, inverse_std, reserve, ctx.library = torch.ops.aten._batch_norm_impl_index(
+        out, mean, inverse_std, reserve, ctx.implementation = torch.ops.aten._batch_norm_impl_index(
             x, weight, bias, running_mean, running_var, training, momentum, eps, torch.backends.cudnn.enabled
         )
         ctx.kept, ctx.training, ctx.eps, ctx.shape = kept, training, eps, x.shape
@@ -101,7 +101,7 @@ class BatchNorm(Function):
         x = ctx.kept.recover(tuple(packed)).view(ctx.shape)
         needed = [ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.needs_input_grad[3]]
         gradients = torch.ops.aten._batch_norm_impl_index_backward(
-            ctx.library,
+            ctx.implementation,
             x,
             gradient.contiguous(),
             weight,
