@@ -29,7 +29,6 @@ _UNREADABLE = (
     ValueError,
     EOFError,
     RuntimeError,
-    NotImplementedError,
     SyntaxError,
     tokenize.TokenError,
     lzma.LZMAError,
