@@ -18,7 +18,7 @@ from actbench.runs.store import Record
 _WORKER: Final = [sys.executable, "-P", "-m", "actbench.runs.worker"]
 _STDERR_TAIL: Final = 2000
 # OpenMP's threads spin at every barrier by default: with one other busy process on the machine an epoch took 75 times
-# as long. Asleep they make an epoch on a quiet machine about a fifth longer, for every scheme alike.
+# as long. Asleep they make an FP32 epoch on a quiet machine about a fifth longer.
 _QUIET_THREADS: Final = {"OMP_WAIT_POLICY": "passive"}
 
 
