@@ -27,3 +27,7 @@ class DeviceError(UsageError):
 
 class OutputError(UsageError):
     """The record file cannot be written or read."""
+
+
+class NonFiniteError(ActbenchError):
+    """A tensor that is to be compressed holds NaN, an infinity or a range beyond float32."""

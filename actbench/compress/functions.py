@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from actbench.compress.saved import Kept
-from actbench.quant import pack_mask, unpack_mask
+from actbench.quant import keep_where, pack_mask, pack_positive, scale_where
 
 
 class Linear(Function):
@@ -123,11 +123,11 @@ class Relu(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
-        """Keeps where the result is zero: what FP32's backward asks too, so NaN passes there as here."""
+        """Keeps where the result is not 0: what FP32's backward asks too, so a NaN's gradient passes there as here."""
         if inplace:
             ctx.mark_dirty(x)
         out = x.relu_() if inplace else x.relu()
-        ctx.save_for_backward(pack_mask(out <= 0))
+        ctx.save_for_backward(pack_positive(out))
         return out
 
     @staticmethod
@@ -135,23 +135,30 @@ class Relu(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
         """Exact."""
         (packed,) = ctx.saved_tensors
-        return gradient.masked_fill(unpack_mask(packed, gradient.shape), 0), None
+        return keep_where(gradient, packed), None
 
 
 class Dropout(Function):
-    """`F.dropout` in training, keeping one bit an element; draws what the stock function would draw."""
+    """`F.dropout` in training with 0 < p < 1, keeping one bit an element; draws what the stock function would draw."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, inplace: bool) -> Tensor:
         """Keeps which elements survive."""
-        ctx.p = p
         if x.is_cuda:
+            ctx.factor = 1 / (1 - p)
             out, mask = torch.native_dropout(x, p, True)
+            packed = pack_mask(mask)
         else:
-            # The CPU's dropout multiplies by noise that it draws in the input's dtype and layout.
-            noise = F.dropout(torch.ones_like(x), p, True)
-            out, mask = x * noise, noise != 0
-        ctx.save_for_backward(pack_mask(mask))
+            # The CPU's dropout multiplies by noise / (1 - p) of the input's dtype. In a contiguous tensor the noise is
+            # the same whatever its dtype, and drawn as int32 in any case.
+            ctx.factor = float(torch.ones(1, dtype=x.dtype).div_(1 - p))
+            if x.is_contiguous():
+                packed = pack_mask(torch.empty(x.shape, dtype=torch.int32).bernoulli_(1 - p))
+                out = scale_where(x, packed, ctx.factor)
+            else:
+                noise = F.dropout(torch.ones_like(x), p, True)
+                packed, out = pack_mask(noise != 0), x * noise
+        ctx.save_for_backward(packed)
         if inplace:
             ctx.mark_dirty(x)
             return x.copy_(out)
@@ -162,12 +169,7 @@ class Dropout(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
         """Exact."""
         (packed,) = ctx.saved_tensors
-        mask = unpack_mask(packed, gradient.shape)
-        if ctx.p == 1:
-            return torch.zeros_like(gradient), None, None
-        if gradient.is_cuda:
-            return torch.ops.aten.native_dropout_backward(gradient, mask, 1 / (1 - ctx.p)), None, None
-        return mask.to(gradient.dtype).div_(1 - ctx.p).mul_(gradient), None, None
+        return scale_where(gradient, packed, ctx.factor), None, None
 
 
 class SparseProduct(Function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import cache
 from types import TracebackType
@@ -18,7 +19,7 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from actbench.compress.functions import BatchNorm, Dropout, Linear, Relu, SparseProduct
-from actbench.compress.saved import Kept, Noise
+from actbench.compress.saved import Kept, Noise, Watch
 from actbench.scheme import Scheme
 
 _COMPRESSIBLE: Final = (torch.float32, torch.float16, torch.bfloat16)
@@ -52,8 +53,12 @@ class Compression(TorchFunctionMode):
         self.scheme = scheme
         self.seed = seed
         self._kept = itertools.count()
+        self._calls: Counter[str] = Counter()
+        self._watch = Watch()
 
     def __enter__(self) -> Self:
+        self._watch.check()
+        self._calls.clear()
         _stack().append(self)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -77,10 +82,24 @@ class Compression(TorchFunctionMode):
                     return out
         return func(*args, **kwargs)
 
-    def keep(self, rows: int, width: int, dtype: torch.dtype, projected: bool) -> Kept:
-        """How to keep the next matrix [rows, width], with noise of its own."""
+    def check(self) -> None:
+        """Raise `NonFiniteError`, naming the tensor, if one of the last 1,024 could not be packed; waits for GPUs.
+
+        Not needed on a CPU, where forward raises it. On a GPU forward does not wait: the error comes with backward or
+        with the next forward, whichever is the first to know.
+        """
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        self._watch.check()
+
+    def keep(self, operation: str, rows: int, width: int, dtype: torch.dtype, projected: bool) -> Kept:
+        """How to keep the input [rows, width] of the next call of `operation`, with noise of its own."""
+        self._calls[operation] += 1
+        kind = str(dtype).removeprefix("torch.")
+        name = f"the input of {operation} {self._calls[operation]} ({kind} [{rows}, {width}])"
         ratio = self.scheme.projection if projected else 1
-        return Kept.of(rows, width, dtype, self.scheme, Noise(self.seed, next(self._kept)), ratio)
+        noise = Noise(self.seed, next(self._kept))
+        return Kept.of(rows, width, dtype, self.scheme, noise, ratio, name, self._watch)
 
 
 def _fits(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -122,7 +141,7 @@ def _linear(
 ) -> Tensor | None:
     if not (_compressible(input) and weight.requires_grad and weight.dim() == 2 and weight.numel() > 0):
         return None
-    kept = mode.keep(input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
+    kept = mode.keep("linear", input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
     return _apply(Linear, func, True, kept, input, weight, bias)
 
 
@@ -131,7 +150,7 @@ def _matmul(mode: Compression, func: Callable[..., Tensor], input: Any, other: A
     parameter = isinstance(other, Parameter) and other.requires_grad and other.dim() == 2 and other.numel() > 0
     if not (parameter and _compressible(input) and input.dim() > 1):
         return None
-    kept = mode.keep(input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
+    kept = mode.keep("matmul", input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
     return _apply(Linear, func, False, kept, input, other, None)
 
 
@@ -155,7 +174,7 @@ def _batch_norm(
     if not (needed and _compressible(input) and input[:, 0].numel() > 1):
         return None
     width = input.shape[-1]
-    kept = mode.keep(input.numel() // width, width, input.dtype, projected=False)
+    kept = mode.keep("batch_norm", input.numel() // width, width, input.dtype, projected=False)
     return _apply(BatchNorm, kept, input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
@@ -193,7 +212,7 @@ def _dropout(
     training: bool = True,
     inplace: bool = False,
 ) -> Tensor | None:
-    if not (training and 0 < p <= 1 and _compressible(input) and input.requires_grad):
+    if not (training and 0 < p < 1 and _compressible(input) and input.requires_grad):
         return None
     return _apply(Dropout, input, p, inplace)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actbench.quant import reference
+from actbench.quant import cpu
 from actbench.quant.layout import Layout
 from actbench.quant.levels import level_table
 from actbench.scheme import Scheme
@@ -43,24 +43,67 @@ class Packing:
         return Layout(self.shape.numel(), self.block_length, self.bits)
 
 
-def quantize(x: Tensor, packing: Packing, seed: int, stream: int) -> Packed:
-    """Pack `x` (float32, float16 or bfloat16) with rounding noise of (seed, stream)."""
-    packed: Packed = _backend(x).quantize(
-        x.contiguous(), packing.block_length, packing.bits, packing.levels, seed, stream
-    )
+@dataclass(frozen=True)
+class Projection:
+    """A random projection P [width, projected] of Philox (`seed`, `stream`): entries ±1/√projected, E[P Pᵀ] = I."""
+
+    width: int
+    projected: int
+    seed: int
+    stream: int
+
+    def matrix(self, like: Tensor) -> Tensor:
+        """P in `like`'s dtype and on its device."""
+        matrix: Tensor = _backend(like).projection(
+            self.width, self.projected, self.seed, self.stream, like.dtype, like.device
+        )
+        return matrix
+
+
+def quantize(
+    x: Tensor,
+    packing: Packing,
+    seed: int,
+    stream: int,
+    projection: Projection | None = None,
+    broken: Tensor | None = None,
+) -> Packed:
+    """Pack `x` (float32, float16 or bfloat16) or x P, with rounding noise of (seed, stream).
+
+    `broken`, int32 [1] in host memory, pinned where `x` is on a GPU, becomes 1 if a block has a NaN, an infinity or a
+    range beyond float32; on a GPU not before the kernels have run.
+    """
+    x, rest = x.contiguous(), (packing.block_length, packing.bits, packing.levels)
+    packed: Packed
+    if projection is None:
+        packed = _backend(x).quantize(x, *rest, seed, stream, broken)
+    else:
+        packed = _backend(x).project_quantize(
+            x, projection.projected, *rest, projection.seed, projection.stream, stream, broken
+        )
     return packed
 
 
-def dequantize(packed: Packed, packing: Packing) -> Tensor:
-    """An unbiased estimate of what was packed, in its shape and dtype."""
-    values: Tensor = _backend(packed[0]).dequantize(
-        *packed, packing.shape.numel(), packing.block_length, packing.bits, packing.levels, packing.dtype
+def dequantize(packed: Packed, packing: Packing, projection: Projection | None = None) -> Tensor:
+    """An unbiased estimate of what was packed, in its shape and dtype; with `projection`, of x [rows, width]."""
+    rest = packing.block_length, packing.bits, packing.levels, packing.dtype
+    if projection is None:
+        values: Tensor = _backend(packed[0]).dequantize(*packed, packing.shape.numel(), *rest)
+        return values.view(packing.shape)
+    estimate: Tensor = _backend(packed[0]).dequantize_unproject(
+        *packed, packing.shape[0], projection.width, projection.projected, *rest, projection.seed, projection.stream
     )
-    return values.view(packing.shape)
+    return estimate
+
+
+def pack_positive(x: Tensor) -> Tensor:
+    """Where `x` is not at or below 0, as bits: uint8 [⌈numel/8⌉]."""
+    packed: Tensor = _backend(x).pack_positive(x.contiguous())
+    return packed
 
 
 def pack_mask(mask: Tensor) -> Tensor:
-    """A boolean tensor as bits: uint8 [⌈numel/8⌉]."""
+    """A boolean tensor (on a CPU also int32, for != 0) as bits: uint8 [⌈numel/8⌉]."""
     packed: Tensor = _backend(mask).pack_mask(mask.contiguous())
     return packed
 
@@ -71,15 +114,21 @@ def unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
     return mask.view(shape)
 
 
-def projection(width: int, projected: int, seed: int, stream: int, like: Tensor) -> Tensor:
-    """The random projection P [width, projected] of (seed, stream), in `like`'s dtype and on its device."""
-    matrix: Tensor = _backend(like).projection(width, projected, seed, stream, like.dtype, like.device)
-    return matrix
+def keep_where(values: Tensor, packed: Tensor) -> Tensor:
+    """`values` where their bit in `packed` is set, 0 elsewhere."""
+    kept: Tensor = _backend(values).keep_where(values.contiguous(), packed)
+    return kept
+
+
+def scale_where(values: Tensor, packed: Tensor, factor: float) -> Tensor:
+    """`values` times `factor` where their bit in `packed` is set, times 0 elsewhere."""
+    scaled: Tensor = _backend(values).scale_where(values.contiguous(), packed, factor)
+    return scaled
 
 
 def _backend(tensor: Tensor) -> Any:
     if not tensor.is_cuda:
-        return reference
+        return cpu
     from actbench.quant import cuda
 
     return cuda

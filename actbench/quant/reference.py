@@ -1,12 +1,16 @@
-"""The quantizer in plain torch, on any device: the oracle of every other backend, and the CPU backend.
+"""The quantizer in plain torch, on any device: the oracle that every backend's results are equal to, bit for bit.
 
 Blocks hold G values x. The minimum m is rounded to bfloat16 downwards and the scale s = (max - m) / B upwards
 *before* anything is quantized, so m and m + B·s enclose the block and what is read back is unbiased. Then
 t = (x - m)·(1 / s), code = i + [u < (t - e_i)·(1 / (e_{i+1} - e_i))] on the level table e, and x̂ = m + e_code·s;
 each operation is one float32 rounding.
 
-A block with a NaN, an infinity or a range beyond float32 has NaN as minimum and scale and is read back as NaN. A
-block whose range is below 2**-80 counts as constant.
+A block with a NaN, an infinity or a range beyond float32 is broken: it has NaN as minimum and scale, is read back as
+NaN, and sets `broken`, an int32 [1] in host memory (pinned for a GPU, whose kernels write to it), where one is given.
+A block whose range is below 2**-80 counts as constant.
+
+A projection multiplies by signs alone, whose products are exact; its sums are float32 sums in the order of the summed
+dimension, so that they too are the same everywhere, and are then multiplied by the float32 of 1/√R.
 """
 
 from __future__ import annotations
@@ -22,7 +26,13 @@ _SMALLEST_NORMAL = 2.0**-126
 
 
 def quantize(
-    x: Tensor, block_length: int, bits: int, levels: tuple[float, ...], seed: int, stream: int
+    x: Tensor,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    seed: int,
+    stream: int,
+    broken: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize contiguous `x` (float32, float16 or bfloat16, any shape) with stochastic rounding.
 
@@ -36,8 +46,10 @@ def quantize(
         _quantize_chunk(chunk, start * rows * block_length, block_length, bits, edges, inverse_widths, seed, stream)
         for start, chunk in enumerate(values.split(rows * block_length))
     ]
-    codes, minimum, scale = zip(*parts, strict=True)
-    return torch.cat(codes), torch.cat(minimum), torch.cat(scale)
+    codes, minimum, scale = (torch.cat(part) for part in zip(*parts, strict=True))
+    if broken is not None and scale.isnan().any():
+        broken.fill_(1)
+    return codes, minimum, scale
 
 
 def dequantize(
@@ -65,9 +77,68 @@ def dequantize(
     return out
 
 
+def project_quantize(
+    x: Tensor,
+    projected: int,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    seed: int,
+    sign_stream: int,
+    stream: int,
+    broken: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize x P of `x` [rows, width], P the projection [width, projected] of (`seed`, `sign_stream`).
+
+    Blocks are formed of x P [rows, projected], which stays float32 for an `x` of any dtype.
+    """
+    signs = philox.signs(seed, sign_stream, x.shape[1] * projected, x.device).view(-1, projected)
+    u = _signed_product(x, signs, projected)
+    return quantize(u, block_length, bits, levels, seed, stream, broken)
+
+
+def dequantize_unproject(
+    codes: Tensor,
+    minimum: Tensor,
+    scale: Tensor,
+    rows: int,
+    width: int,
+    projected: int,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    dtype: torch.dtype,
+    seed: int,
+    sign_stream: int,
+) -> Tensor:
+    """What `project_quantize` packed, read back and times Pᵀ: `dtype` [rows, width]."""
+    u = dequantize(codes, minimum, scale, rows * projected, block_length, bits, levels, torch.float32)
+    signs = philox.signs(seed, sign_stream, width * projected, codes.device).view(width, projected)
+    return _signed_product(u.view(rows, projected), signs.t(), projected).to(dtype)
+
+
+def pack_positive(x: Tensor) -> Tensor:
+    """Bits of ¬(x <= 0), lowest first: uint8 [⌈numel/8⌉]; a NaN's bit is set."""
+    return pack_mask(~(x <= 0))
+
+
+def keep_where(values: Tensor, packed: Tensor) -> Tensor:
+    """Contiguous `values` (float32, float16 or bfloat16) where their bit is set, 0 elsewhere."""
+    return values.masked_fill(~unpack_mask(packed, values.numel()).view(values.shape), 0)
+
+
+def scale_where(values: Tensor, packed: Tensor, factor: float) -> Tensor:
+    """Contiguous `values` times the float32 of `factor` where their bit is set, times 0 elsewhere.
+
+    One rounding, to the values' dtype; an infinity times 0 is NaN.
+    """
+    mask = unpack_mask(packed, values.numel()).view(values.shape)
+    return (values.to(torch.float32) * (mask.to(torch.float32) * factor)).to(values.dtype)
+
+
 def pack_mask(mask: Tensor) -> Tensor:
-    """Bits of a boolean tensor, lowest first: uint8 [⌈numel/8⌉]."""
-    return _pack_bits(mask.reshape(-1).view(torch.uint8), 1)
+    """Bits of a boolean or int32 tensor, lowest first: uint8 [⌈numel/8⌉]."""
+    return _pack_bits((mask != 0).reshape(-1).view(torch.uint8), 1)
 
 
 def unpack_mask(packed: Tensor, numel: int) -> Tensor:
@@ -78,6 +149,14 @@ def unpack_mask(packed: Tensor, numel: int) -> Tensor:
 def projection(width: int, projected: int, seed: int, stream: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The random projection P: `dtype` [width, projected], entries ±1/√projected, E[P Pᵀ] = I."""
     return philox.signs(seed, stream, width * projected, device).view(width, projected).mul_(projected**-0.5).to(dtype)
+
+
+def _signed_product(x: Tensor, signs: Tensor, projected: int) -> Tensor:
+    """float32 [n, R] of `x` [n, D] times `signs` [D, R], summed in the order of D, over √projected."""
+    total = torch.zeros(x.shape[0], signs.shape[1], device=x.device)
+    for column, sign in zip(x.to(torch.float32).unbind(1), signs, strict=True):
+        total.add_(column.unsqueeze(1) * sign)
+    return total.mul_(projected**-0.5)
 
 
 def _tables(levels: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:

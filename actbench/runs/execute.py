@@ -11,15 +11,23 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, Final
 
+from actbench.quant.cpu import compile_loops
 from actbench.runs.job import Job
 from actbench.runs.measure import blank_record
 from actbench.runs.store import Record
 
 _WORKER: Final = [sys.executable, "-P", "-m", "actbench.runs.worker"]
 _STDERR_TAIL: Final = 2000
-# OpenMP's threads spin at every barrier by default: with one other busy process on the machine an epoch took 75 times
-# as long. Asleep they make an FP32 epoch on a quiet machine about a fifth longer.
-_QUIET_THREADS: Final = {"OMP_WAIT_POLICY": "passive"}
+_ENVIRONMENT: Final = {
+    # OpenMP's threads spin at every barrier by default: with one other busy process on the machine an epoch took 75
+    # times as long. Asleep they make an FP32 epoch on a quiet machine about a fifth longer.
+    "OMP_WAIT_POLICY": "passive",
+    # By default glibc keeps what is freed, in a heap that the few small tensors kept for backward tear to pieces: the
+    # resident peak of one training differed by 100 MiB from run to run. Large tensors get pages of their own instead,
+    # and huge ones, without which an epoch took a third longer.
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 
 
 def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Record:
@@ -28,6 +36,9 @@ def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, A
     A child that dies makes a record too: "killed" if a signal ended it, "error" otherwise. The child is killed if
     this call is interrupted. `environment` stands in such a record, since the child did not live to tell its own.
     """
+    if job.device == "cpu" and job.scheme.compresses:
+        # Here, so that a compiler's memory is in no child's peak.
+        compile_loops()
     last: dict[str, Any] = {"epoch": 0}
     record: Record | None = None
     with tempfile.TemporaryFile() as errors:
@@ -39,7 +50,7 @@ def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, A
             stderr=errors,
             text=True,
             encoding="utf-8",
-            env=_QUIET_THREADS | os.environ,
+            env=_ENVIRONMENT | os.environ,
             start_new_session=True,
         )
         try:

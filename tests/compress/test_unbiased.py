@@ -17,7 +17,7 @@ SCHEMES = ["exact", "blockwise", "blockwise-vm", "blockwise:bits=4,block=33,proj
 
 def rounding_variance(kept: Kept, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For every stored value of `x`, in float64: its two ends and the variance (x - l)(h - x) between them."""
-    stored = x @ kept._projection(x) if kept._projected else x
+    stored = x @ kept.projection.matrix(x) if kept.projection else x
     packing = kept.packing
     _, minimum, scale = kept.pack(x)
     block = torch.arange(stored.numel()) // packing.block_length
@@ -83,7 +83,7 @@ def test_weight_gradients_of_a_network(text: str) -> None:
             # Exact for the projection that was drawn; the mean over them needs fewer than the gradient's.
             _, _, v = rounding_variance(kept, layer_input)
             noise = g.double().square().t() @ v
-            rounding[layer] += noise.sum(1, keepdim=True) / v.shape[1] if kept._projected else noise
+            rounding[layer] += noise.sum(1, keepdim=True) / v.shape[1] if kept.projection else noise
     for layer, position in ((first, 0), (last, 2)):
         layer_input, g = taps[layer]
         a = g.double().t() @ layer_input.double()

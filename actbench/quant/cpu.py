@@ -1,0 +1,226 @@
+"""The quantizer on CPU tensors: reference.py's functions and results, bit for bit, on all of torch's threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from actbench.quant import loops
+from actbench.quant.layout import Layout, mask_bytes
+
+# Handing work to another thread takes as long as some ten thousand values take on this one.
+_VALUES_A_THREAD = 2**15
+
+
+def quantize(
+    x: Tensor,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    seed: int,
+    stream: int,
+    broken: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize contiguous `x`; see reference.py."""
+    values = _flat(x)
+    layout = Layout(values.numel(), block_length, bits)
+    codes = torch.empty(layout.code_bytes, dtype=torch.uint8)
+    minimum = torch.empty(layout.blocks, dtype=torch.bfloat16)
+    scale = torch.empty_like(minimum)
+    array, places = values.numpy(), (minimum.view(torch.uint16).numpy(), scale.view(torch.uint16).numpy())
+    noise = np.uint64(seed % 2**64), np.uint64(stream % 2**64)
+    found = _share(
+        loops.quantize,
+        (array, array.view(np.int32), block_length, *_tables(levels), bits, *noise, codes.numpy(), *places),
+        layout.blocks,
+        8,
+        _VALUES_A_THREAD // block_length,
+    )
+    if broken is not None and any(found):
+        broken.fill_(1)
+    return codes, minimum, scale
+
+
+def dequantize(
+    codes: Tensor,
+    minimum: Tensor,
+    scale: Tensor,
+    numel: int,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    dtype: torch.dtype,
+) -> Tensor:
+    """The values that `quantize` packed, `dtype` [numel]."""
+    out = torch.empty(numel, dtype=torch.float32)
+    edges, _, is_uniform = _tables(levels)
+    places = minimum.view(torch.uint16).numpy(), scale.view(torch.uint16).numpy()
+    _share(
+        loops.dequantize,
+        (codes.numpy(), *places, block_length, edges, is_uniform, bits, out.numpy()),
+        numel,
+        8,
+        _VALUES_A_THREAD,
+    )
+    return out.to(dtype)
+
+
+def project_quantize(
+    x: Tensor,
+    projected: int,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    seed: int,
+    sign_stream: int,
+    stream: int,
+    broken: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize x P, P the projection of (`seed`, `sign_stream`); see reference.py."""
+    signs = _signs(x.shape[1], projected, seed, sign_stream)
+    return quantize(_signed_product(x, signs, projected, projected), block_length, bits, levels, seed, stream, broken)
+
+
+def dequantize_unproject(
+    codes: Tensor,
+    minimum: Tensor,
+    scale: Tensor,
+    rows: int,
+    width: int,
+    projected: int,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    dtype: torch.dtype,
+    seed: int,
+    sign_stream: int,
+) -> Tensor:
+    """What `project_quantize` packed times Pᵀ, `dtype` [rows, width]; see reference.py."""
+    u = dequantize(codes, minimum, scale, rows * projected, block_length, bits, levels, torch.float32)
+    signs = _signs(width, projected, seed, sign_stream)[:, :projected].T
+    return _signed_product(u.view(rows, projected), np.ascontiguousarray(signs), width, projected).to(dtype)
+
+
+def projection(width: int, projected: int, seed: int, stream: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The random projection P: `dtype` [width, projected], entries ±1/√projected, E[P Pᵀ] = I."""
+    signs = torch.from_numpy(_signs(width, projected, seed, stream))
+    return signs[:, :projected].mul(projected**-0.5).to(dtype)
+
+
+def pack_positive(x: Tensor) -> Tensor:
+    """Bits of ¬(x <= 0), lowest first: uint8 [⌈numel/8⌉]."""
+    packed = torch.empty(mask_bytes(x.numel()), dtype=torch.uint8)
+    _share_bytes(loops.pack_positive, _flat(x).numpy(), packed.numpy())
+    return packed
+
+
+def pack_mask(mask: Tensor) -> Tensor:
+    """Bits of a contiguous boolean or int32 tensor, lowest first: uint8 [⌈numel/8⌉]."""
+    packed = torch.empty(mask_bytes(mask.numel()), dtype=torch.uint8)
+    flat = mask.view(-1)
+    _share_bytes(
+        loops.pack_mask, (flat.view(torch.uint8) if mask.dtype == torch.bool else flat).numpy(), packed.numpy()
+    )
+    return packed
+
+
+def unpack_mask(packed: Tensor, numel: int) -> Tensor:
+    """The mask that `pack_mask` packed: bool [numel]."""
+    mask = torch.empty(numel, dtype=torch.bool)
+    _share_bytes(loops.unpack_mask, packed.numpy(), mask.view(torch.uint8).numpy())
+    return mask
+
+
+def keep_where(values: Tensor, packed: Tensor) -> Tensor:
+    """Contiguous `values` where their bit is set, 0 elsewhere."""
+    out = torch.empty_like(values, dtype=torch.float32)
+    _share_bytes(loops.keep_where, _flat(values).numpy(), packed.numpy(), out.view(-1).numpy())
+    return out.to(values.dtype)
+
+
+def scale_where(values: Tensor, packed: Tensor, factor: float) -> Tensor:
+    """Contiguous `values` times `factor` where their bit is set, times 0 elsewhere."""
+    out = torch.empty_like(values, dtype=torch.float32)
+    _share_bytes(loops.scale_where, _flat(values).numpy(), packed.numpy(), np.float32(factor), out.view(-1).numpy())
+    return out.to(values.dtype)
+
+
+def compile_loops() -> None:
+    """Compile every loop, or read it from the disk where an earlier call has left it: seconds or a fraction of one.
+
+    What the compiler takes of memory stays with the process, so a process that measures its own lets another one do it.
+    """
+    x, levels = torch.ones(8, 8), tuple(map(float, range(4)))
+    packed = project_quantize(x, 4, 8, 2, levels, 0, 0, 1)
+    dequantize_unproject(*packed, 8, 8, 4, 8, 2, levels, x.dtype, 0, 0)
+    unpack_mask(pack_mask(x > 0), 64)
+    bits = pack_mask(x.to(torch.int32))
+    keep_where(x, bits)
+    scale_where(x, pack_positive(x), 2.0)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """All of `x` in a row, float32, without its gradient."""
+    return x.detach().reshape(-1).to(torch.float32)
+
+
+@lru_cache(maxsize=256)
+def _tables(levels: tuple[float, ...]) -> tuple[loops.Floats, loops.Floats, bool]:
+    """Edges, inverse widths, and whether the levels are 0, 1, 2, …."""
+    edges = np.array(levels, dtype=np.float32)
+    return edges, np.float32(1) / np.diff(edges), levels == tuple(range(len(levels)))
+
+
+def _signs(width: int, projected: int, seed: int, stream: int) -> loops.Floats:
+    """Signs of the projection [width, projected], with columns of zeros up to a whole vector register."""
+    signs = np.zeros((width, -(-projected // loops.LANES) * loops.LANES), dtype=np.float32)
+    loops.fill_signs(np.uint64(seed % 2**64), np.uint64(stream % 2**64), width, projected, signs)
+    return signs
+
+
+def _signed_product(x: Tensor, signs: loops.Floats, columns: int, projected: int) -> Tensor:
+    out = torch.empty(x.shape[0], columns)
+    factor = np.float32(projected**-0.5)
+    source = x.detach().to(torch.float32).contiguous().numpy()
+    _share(
+        loops.signed_product,
+        (source, signs, factor, out.numpy()),
+        x.shape[0],
+        1,
+        _VALUES_A_THREAD // max(signs.size // loops.LANES, 1) + 1,
+    )
+    return out
+
+
+def _share_bytes(function: Callable[..., Any], *arguments: Any) -> None:
+    """Share a function of masks by its packed bytes."""
+    values = max(argument.size for argument in arguments if isinstance(argument, np.ndarray))
+    _share(function, arguments, mask_bytes(values), 1, _VALUES_A_THREAD // 8)
+
+
+def _share(function: Callable[..., Any], arguments: tuple[Any, ...], count: int, step: int, least: int) -> list[Any]:
+    """`function(*arguments, first, last)` on parts of 0 … count - 1, one a thread; their results.
+
+    Parts begin on multiples of `step` and are not much shorter than `least`.
+    """
+    threads = max(min(torch.get_num_threads(), count // max(least, step)), 1)
+    length = -(-count // (threads * step)) * step
+    parts = [(first, min(first + length, count)) for first in range(0, count, max(length, 1))]
+    waiting = [_pool().submit(function, *arguments, *part) for part in parts[1:]]
+    return [function(*arguments, *part) for part in parts[:1]] + [future.result() for future in waiting]
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="actbench-quant")
+
+
+# A forked process has none of its parent's threads.
+os.register_at_fork(after_in_child=_pool.cache_clear)
