@@ -10,6 +10,7 @@ from typing import Any, Final
 from actbench.errors import SchemeError
 
 LEVELS: Final = ("uniform", "clipped-normal")
+DROPOUTS: Final = ("bit", "seed")
 BITS: Final = (1, 2, 4, 8)
 NAMES: Final = ("fp32", "exact", "blockwise", "blockwise-vm")
 LARGEST: Final = 2**20
@@ -53,7 +54,8 @@ class Scheme:
 
     `name` is one of the papers' four. `bits` is None where activations are kept as they are (FP32); the other fields
     then mean nothing. `projection` is the projection ratio D/R of linear inputs (1: none), `block` the quantization
-    block, `levels` the name of the level table. `str(scheme)` gives the text that `Scheme.parse` reads.
+    block, `levels` the name of the level table. `dropout` says how a dropout's mask is kept: a "bit" an element, or the
+    "seed" that it is drawn from again where that is smaller. `str(scheme)` gives the text that `Scheme.parse` reads.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Scheme:
     block: Block = Block(1, in_rows=True)
     projection: int = 1
     levels: str = "uniform"
+    dropout: str = "bit"
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
@@ -74,6 +77,8 @@ class Scheme:
         _check_size("projection", self.projection)
         if self.levels not in LEVELS:
             raise SchemeError(f"levels={self.levels} is unknown: levels is one of {', '.join(LEVELS)}.")
+        if self.dropout not in DROPOUTS:
+            raise SchemeError(f"dropout={self.dropout} is unknown: dropout is one of {', '.join(DROPOUTS)}.")
 
     @property
     def compresses(self) -> bool:
@@ -82,7 +87,7 @@ class Scheme:
 
     @staticmethod
     def parse(text: str) -> Scheme:
-        """The scheme that `text` names: `NAME` or `NAME:key=value,…` with keys bits, block, projection, levels.
+        """The scheme that `text` names: `NAME` or `NAME:key=value,…` with keys bits, block, projection, levels, dropout.
 
         Raises `SchemeError`, one sentence, for an unknown name, key or value.
         """
@@ -113,7 +118,8 @@ class Scheme:
         """The scheme as JSON values; `name` is the whole text."""
         record: dict[str, Any] = {"name": str(self), "bits": self.bits}
         if self.compresses:
-            record |= {"block": str(self.block), "projection": self.projection, "levels": self.levels}
+            record |= {"block": str(self.block), "projection": self.projection}
+            record |= {"levels": self.levels, "dropout": self.dropout}
         return record
 
 
@@ -133,6 +139,7 @@ _READERS: Final[dict[str, Callable[[str], Any]]] = {
     "block": _read_block,
     "projection": lambda text: _read_whole(text, "projection"),
     "levels": str,
+    "dropout": str,
 }
 
 NAMED: Final = {

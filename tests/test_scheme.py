@@ -49,6 +49,7 @@ def test_options_that_change_nothing_leave_no_trace() -> None:
         ("exact:block=1048577", "1048576"),
         ("exact:projection=0.5", "projection=0.5"),
         ("exact:levels=vm", "levels is one of uniform, clipped-normal"),
+        ("exact:dropout=seeds", "dropout is one of bit, seed"),
         ("exact:colour=red", "'colour=red'"),
         ("exact:bits", "'bits'"),
         ("exact:", "''"),
@@ -101,6 +102,7 @@ def test_blocks_of_rows_follow_the_authors_cap(rows: int, width: int, length: in
         {"name": "fp32", "bits": 2},
         {"name": "exact", "bits": 2, "projection": 0},
         {"name": "exact", "bits": 2, "levels": "vm"},
+        {"name": "exact", "bits": 2, "dropout": "none"},
     ],
 )
 def test_values_that_no_text_gives_are_refused(values: dict[str, Any]) -> None:

@@ -139,26 +139,30 @@ class Relu(Function):
 
 
 class Dropout(Function):
-    """`F.dropout` in training with 0 < p < 1, keeping one bit an element; draws what the stock function would draw."""
+    """`F.dropout` in training with 0 < p < 1, keeping a bit an element, or `by_seed` what to draw it from again.
+
+    It draws what the stock function would draw.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float, inplace: bool) -> Tensor:
-        """Keeps which elements survive."""
+    def forward(ctx: Any, x: Tensor, p: float, inplace: bool, by_seed: bool) -> Tensor:
+        """Keeps which elements survive, or the generator's state before they were drawn."""
+        ctx.p, ctx.dtype, ctx.by_seed = p, x.dtype, by_seed and _can_be_drawn_again(x)
+        state = _generator(x).get_state() if ctx.by_seed else None
         if x.is_cuda:
             ctx.factor = 1 / (1 - p)
             out, mask = torch.native_dropout(x, p, True)
-            packed = pack_mask(mask)
+            packed = pack_mask(mask) if state is None else state
         else:
-            # The CPU's dropout multiplies by noise / (1 - p) of the input's dtype. In a contiguous tensor the noise is
-            # the same whatever its dtype, and drawn as int32 in any case.
+            # The CPU's dropout multiplies by noise / (1 - p), rounded to the input's dtype.
             ctx.factor = float(torch.ones(1, dtype=x.dtype).div_(1 - p))
             if x.is_contiguous():
-                packed = pack_mask(torch.empty(x.shape, dtype=torch.int32).bernoulli_(1 - p))
+                packed = pack_mask(_draw(x.shape, p))
                 out = scale_where(x, packed, ctx.factor)
             else:
                 noise = F.dropout(torch.ones_like(x), p, True)
                 packed, out = pack_mask(noise != 0), x * noise
-        ctx.save_for_backward(packed)
+        ctx.save_for_backward(packed if state is None else state)
         if inplace:
             ctx.mark_dirty(x)
             return x.copy_(out)
@@ -166,10 +170,46 @@ class Dropout(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
         """Exact."""
         (packed,) = ctx.saved_tensors
-        return scale_where(gradient, packed, ctx.factor), None, None
+        if ctx.by_seed:
+            packed = pack_mask(_draw_again(gradient, ctx.dtype, ctx.p, packed))
+        return scale_where(gradient, packed, ctx.factor), None, None, None
+
+
+def _draw(shape: torch.Size, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Which elements survive a dropout on a CPU, int32: the bits that F.dropout draws for a contiguous tensor."""
+    return torch.empty(shape, dtype=torch.int32).bernoulli_(1 - p, generator=generator)
+
+
+def _generator(x: Tensor) -> torch.Generator:
+    """The generator that dropout of `x` draws from."""
+    return torch.cuda.default_generators[x.get_device()] if x.is_cuda else torch.default_generator
+
+
+def _can_be_drawn_again(x: Tensor) -> bool:
+    """Whether another tensor of this shape and dtype gets the same mask from the same state."""
+    if not x.is_cuda:
+        return x.is_contiguous()
+    # CUDA's mask depends on how many values a thread loads at once; a generator cannot be set back during a capture.
+    return x.is_contiguous() and x.data_ptr() % 16 == 0 and not torch.cuda.is_current_stream_capturing()
+
+
+def _draw_again(like: Tensor, dtype: torch.dtype, p: float, state: Tensor) -> Tensor:
+    """The mask of a dropout of `dtype`, `like`'s shape and device that began at the generator's `state`."""
+    if not like.is_cuda:
+        generator = torch.Generator()
+        generator.set_state(state)
+        return _draw(like.shape, p, generator)
+    generator = _generator(like)
+    now = generator.get_state()
+    generator.set_state(state)
+    try:
+        mask: Tensor = torch.native_dropout(torch.empty(like.shape, dtype=dtype, device=like.device), p, True)[1]
+    finally:
+        generator.set_state(now)
+    return mask
 
 
 class SparseProduct(Function):

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from actbench.compress.functions import BatchNorm, Dropout, Linear, Relu, SparseProduct
-from actbench.compress.saved import Kept, Noise, Watch
+from actbench.compress.saved import Kept, Noise, Watch, keeps_seed
 from actbench.scheme import Scheme
 
 _COMPRESSIBLE: Final = (torch.float32, torch.float16, torch.bfloat16)
@@ -124,7 +124,9 @@ def _stack() -> list[Compression]:
 
 
 def _compressible(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.layout == torch.strided and x.dtype in _COMPRESSIBLE and x.numel() > 0
+    """Whether `x` has values that one of the quantizer's backends can pack."""
+    strided = isinstance(x, Tensor) and x.layout == torch.strided and x.device.type in ("cpu", "cuda")
+    return strided and x.dtype in _COMPRESSIBLE and x.numel() > 0
 
 
 def _apply(function: type[Function], *arguments: Any) -> Tensor:
@@ -214,7 +216,7 @@ def _dropout(
 ) -> Tensor | None:
     if not (training and 0 < p < 1 and _compressible(input) and input.requires_grad):
         return None
-    return _apply(Dropout, input, p, inplace)
+    return _apply(Dropout, input, p, inplace, keeps_seed(input.numel(), mode.scheme, input.device.type))
 
 
 def _torch_dropout(

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from actbench.compress.saved import Kept, Noise
+from actbench.compress.saved import Kept, Noise, dropout_bytes
 from actbench.quant.layout import mask_bytes
 from actbench.scheme import Scheme
 
@@ -33,10 +33,11 @@ class Operation:
 def predict_saved_bytes(operations: Iterable[Operation], scheme: Scheme, device: str) -> int:
     """Saved-for-backward bytes of `operations` under `scheme` on `device` ("cpu" or "cuda").
 
-    The device matters for FP32's dropout alone: a byte an element on CUDA, four on a CPU.
+    The device matters for dropout alone: FP32 keeps a byte an element on CUDA and four on a CPU, and the state of a
+    generator, which dropout=seed keeps, is smaller on CUDA.
     """
     if scheme.compresses:
-        return sum(_compressed_bytes(operation, scheme) for operation in operations)
+        return sum(_compressed_bytes(operation, scheme, device) for operation in operations)
     kept: dict[str, int] = {"data": 0}
     statistics = 0
     for operation in operations:
@@ -47,9 +48,12 @@ def predict_saved_bytes(operations: Iterable[Operation], scheme: Scheme, device:
     return sum(kept.values()) + statistics
 
 
-def _compressed_bytes(operation: Operation, scheme: Scheme) -> int:
-    if operation.kind in ("relu", "dropout"):
-        return mask_bytes(operation.rows * operation.width)
+def _compressed_bytes(operation: Operation, scheme: Scheme, device: str) -> int:
+    numel = operation.rows * operation.width
+    if operation.kind == "relu":
+        return mask_bytes(numel)
+    if operation.kind == "dropout":
+        return dropout_bytes(numel, scheme, device)
     ratio = scheme.projection if operation.kind == "linear" else 1
     kept = Kept.of(operation.rows, operation.width, torch.float32, scheme, _NO_NOISE, ratio)
     return kept.packing.layout.total_bytes + _statistics_bytes(operation)

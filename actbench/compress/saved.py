@@ -10,10 +10,12 @@ from torch import Tensor
 
 from actbench.errors import NonFiniteError
 from actbench.quant import Packing, Projection, dequantize, quantize
-from actbench.quant.layout import projected_width
+from actbench.quant.layout import mask_bytes, projected_width
 from actbench.quant.packed import Packed
 from actbench.scheme import Scheme
 
+GENERATOR_BYTES: Final = {"cpu": 5056, "cuda": 16}
+"""What torch's generator of a device takes to be set back: a Mersenne twister's state, or a seed and an offset."""
 _WATCHED: Final = 1024
 
 
@@ -33,6 +35,16 @@ class Noise:
     def rounding_stream(self) -> int:
         """Stream of the rounding."""
         return 2 * self.index + 1
+
+
+def keeps_seed(numel: int, scheme: Scheme, device: str) -> bool:
+    """Whether `scheme` keeps the seed of a dropout of `numel` elements instead of its bits."""
+    return scheme.dropout == "seed" and GENERATOR_BYTES[device] < mask_bytes(numel)
+
+
+def dropout_bytes(numel: int, scheme: Scheme, device: str) -> int:
+    """What `scheme` keeps of a dropout of `numel` elements."""
+    return GENERATOR_BYTES[device] if keeps_seed(numel, scheme, device) else mask_bytes(numel)
 
 
 class Watch:

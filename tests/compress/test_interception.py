@@ -167,6 +167,36 @@ def test_every_form_of_dropout_keeps_bits_and_is_exact(name: str, p: float) -> N
     assert saved_bytes == (35 if p < 1 else 4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_a_dropout_kept_by_its_seed_is_drawn_again(name: str, dtype: torch.dtype) -> None:
+    # 12,600 bytes of bits, or 5,056 of a Mersenne twister's state.
+    x = torch.randn(400, 252).to(dtype)
+    results = []
+    for scheme in ("fp32", "exact:dropout=seed"):
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(3)
+        with actbench.compress(scheme), Ledger() as ledger:
+            out = DROPOUTS[name](leaf, 0.3)
+        # Draws in between neither disturb the mask nor are disturbed.
+        between = torch.rand(5)
+        out.backward(torch.linspace(-1, 1, x.numel()).view(x.shape).to(dtype))
+        results.append((out.detach(), leaf.grad, between, torch.rand(5)))
+    for one, other in zip(*results, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+    assert ledger.total_bytes == 5056
+
+
+def test_a_small_or_transposed_dropout_keeps_its_bits_all_the_same() -> None:
+    for x in (torch.randn(40, 7), torch.randn(252, 400).t()):
+        leaf = x.requires_grad_()
+        with actbench.compress("exact:dropout=seed"), Ledger() as ledger:
+            out = F.dropout(leaf, 0.3)
+        assert ledger.total_bytes == out.numel() // 8
+
+
 def test_dropout_of_a_transposed_tensor_draws_the_same_mask() -> None:
     x = torch.randn(6, 9).t().requires_grad_()
     torch.manual_seed(0)

@@ -80,11 +80,14 @@ def test_fp32_keeps_a_tensor_once_for_all_its_readers() -> None:
     assert predict_saved_bytes(shared, Scheme.parse("fp32"), "cpu") == 160
 
 
-def test_only_fp32s_dropout_knows_the_device() -> None:
+def test_dropout_alone_knows_the_device() -> None:
     dropout = [Operation("dropout", "mask", 10, 4)]
     fp32, exact = Scheme.parse("fp32"), Scheme.parse("exact")
     assert [predict_saved_bytes(dropout, fp32, device) for device in ("cpu", "cuda")] == [160, 40]
     assert [predict_saved_bytes(dropout, exact, device) for device in ("cpu", "cuda")] == [5, 5]
+    seed, large = Scheme.parse("exact:dropout=seed"), [Operation("dropout", "mask", 1000, 128)]
+    assert [predict_saved_bytes(dropout, seed, device) for device in ("cpu", "cuda")] == [5, 5]
+    assert [predict_saved_bytes(large, seed, device) for device in ("cpu", "cuda")] == [5056, 16]
 
 
 class Doubled(torch.autograd.Function):

@@ -70,6 +70,7 @@ def measured(architecture: Architecture, nodes: int, features: int, classes: int
     [
         "fp32",
         "exact",
+        "exact:dropout=seed",
         "blockwise",
         *(pytest.param(f"blockwise:block={rows}r", marks=pytest.mark.slow) for rows in (2, 4, 8, 16, 32)),
     ],
@@ -84,7 +85,15 @@ def test_measured_at_arxivs_size(scheme: str) -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(
-    "scheme", ["fp32", "exact", "blockwise-vm", "blockwise:bits=1,block=7,projection=3", "exact:bits=8,projection=1"]
+    "scheme",
+    [
+        "fp32",
+        "exact",
+        "blockwise-vm",
+        "blockwise:bits=1,block=7,projection=3",
+        "exact:bits=8,projection=1",
+        "blockwise:dropout=seed",
+    ],
 )
 def test_measured_equals_predicted(model: Model, layers: int, dropout: float, batch_norm: bool, scheme: str) -> None:
     architecture = Architecture(model, layers, 21, dropout, batch_norm)
