@@ -87,7 +87,7 @@ class Scheme:
 
     @staticmethod
     def parse(text: str) -> Scheme:
-        """The scheme that `text` names: `NAME` or `NAME:key=value,…` with keys bits, block, projection, levels, dropout.
+        """The scheme that `text` names: `NAME` or `NAME:key=value,…`, keys bits, block, projection, levels, dropout.
 
         Raises `SchemeError`, one sentence, for an unknown name, key or value.
         """
