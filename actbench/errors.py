@@ -31,3 +31,7 @@ class OutputError(UsageError):
 
 class NonFiniteError(ActbenchError):
     """A tensor that is to be compressed holds NaN, an infinity or a range beyond float32."""
+
+
+class KernelError(ActbenchError):
+    """A kernel's result is not the reference's."""

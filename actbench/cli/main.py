@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from actbench.cli.datasets import datasets, pull
+from actbench.cli.kernels import kernels
 from actbench.cli.options import INTERRUPTED
 from actbench.cli.run import run
 from actbench.errors import ActbenchError
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(datasets)
 app.command()(pull)
+app.command()(kernels)
 
 
 def _print_version(asked: bool) -> None:

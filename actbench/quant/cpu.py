@@ -141,7 +141,8 @@ def unpack_mask(packed: Tensor, numel: int) -> Tensor:
 def keep_where(values: Tensor, packed: Tensor) -> Tensor:
     """Contiguous `values` where their bit is set, 0 elsewhere."""
     out = torch.empty_like(values, dtype=torch.float32)
-    _share_bytes(loops.keep_where, _flat(values).numpy(), packed.numpy(), out.view(-1).numpy())
+    source, target = _flat(values).numpy(), out.view(-1).numpy()
+    _share_bytes(loops.keep_where, source.view(np.int32), packed.numpy(), target.view(np.int32))
     return out.to(values.dtype)
 
 

@@ -431,15 +431,15 @@ def unpack_mask(packed: Bytes, mask: Bytes, first_byte: int, last_byte: int) -> 
 
 
 @_compiled
-def keep_where(values: Floats, packed: Bytes, out: Floats, first_byte: int, last_byte: int) -> None:
+def keep_where(patterns: Integers, packed: Bytes, out: Integers, first_byte: int, last_byte: int) -> None:
     """Values where their bit is set and 0 elsewhere, for bytes `first_byte` … `last_byte - 1` of the bits."""
     code = np.empty(PIECE, np.uint8)
     for start in range(first_byte, last_byte, PIECE // 8):
         stop = min(start + PIECE // 8, last_byte)
         _unpack(packed[start:stop], 1, code)
-        here, result = values[8 * start : 8 * stop], out[8 * start : 8 * stop]
+        here, result = patterns[8 * start : 8 * stop], out[8 * start : 8 * stop]
         for i in range(here.size):
-            result[i] = here[i] if code[i] else _ZERO
+            result[i] = here[i] & -np.int32(code[i])
 
 
 @_compiled

@@ -1,7 +1,16 @@
 """Summaries for people: tables and progress on a terminal."""
 
+from actbench.report.kernels import kernels_table
 from actbench.report.progress import ProgressListener
 from actbench.report.table import datasets_table, ledger_table, render_tables
 from actbench.report.terminal import open_stderr, open_stdout
 
-__all__ = ["ProgressListener", "datasets_table", "ledger_table", "open_stderr", "open_stdout", "render_tables"]
+__all__ = [
+    "ProgressListener",
+    "datasets_table",
+    "kernels_table",
+    "ledger_table",
+    "open_stderr",
+    "open_stdout",
+    "render_tables",
+]

@@ -3,6 +3,7 @@
 from actbench.runs.device import describe_device, resolve_device
 from actbench.runs.grid import Listener, run_grid
 from actbench.runs.job import Job, digest_of, plan
+from actbench.runs.kernels import Shape, benchmark_kernels
 from actbench.runs.store import Record, RecordFile
 
 __all__ = [
@@ -10,6 +11,8 @@ __all__ = [
     "Listener",
     "Record",
     "RecordFile",
+    "Shape",
+    "benchmark_kernels",
     "describe_device",
     "digest_of",
     "plan",

@@ -262,8 +262,40 @@ def test_datasets_lists_them_all(
     assert "ogbn-arxiv" in table.stdout
 
 
+def test_kernels_prints_a_table_and_keeps_the_record(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    small = ["kernels", "--shape", "40x24", "--repeats", "2", "--no-compile", "--device", "cpu"]
+    done = actbench_here(monkeypatch, capfd, tmp_path, *small, "--output", "kernels.json")
+    assert done.returncode == 0
+    assert "project + quantize" in done.stdout
+    record = json.loads((tmp_path / "kernels.json").read_text())
+    done = actbench_here(monkeypatch, capfd, tmp_path, *small, "--format", "json")
+    assert [row["operation"] for row in json.loads(done.stdout)["rows"]] == [r["operation"] for r in record["rows"]]
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["datasets", "--help"], ["pull", "--help"], ["--version"]]
+    ("arguments", "says"),
+    [
+        (["--shape", "3x"], "--shape 3x is not ROWSxWIDTH"),
+        (["--shape", "axb"], "--shape axb"),
+        (["--shape", "0x5"], "--shape 0x5"),
+        (["--repeats", "0"], "--repeats"),
+        (["--output", "none/kernels.json"], "there is no folder"),
+    ],
+)
+def test_wrong_input_to_kernels_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    done = actbench_here(monkeypatch, capfd, tmp_path, "kernels", *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [*([verb, "--help"] for verb in ("run", "datasets", "pull", "kernels")), ["--help"], ["--version"]]
 )
 def test_help(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, arguments: list[str]

@@ -1,0 +1,69 @@
+"""`actbench kernels`: how fast the quantizer is on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+
+from actbench.cli.options import Format, expand_home
+from actbench.errors import OutputError, UsageError
+from actbench.report import kernels_table, open_stderr, open_stdout
+from actbench.runs import RecordFile, Shape, benchmark_kernels, resolve_device
+
+DEFAULT_SHAPES = ("169343x128", "89250x256")
+
+
+def kernels(
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ROWSxWIDTH of a float32 matrix, again for each more.",
+            show_default=f"{' and '.join(DEFAULT_SHAPES)}, the hidden layers of arxiv and Flickr",
+        ),
+    ] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a CUDA GPU if there is one.")
+    ] = "auto",
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of every operation.")] = 20,
+    compile: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Compare with torch.compile too, which takes its time.")
+    ] = True,
+    output: Annotated[
+        Path | None, typer.Option(callback=lambda path: path and expand_home(path), help="Write the JSON here too.")
+    ] = None,
+    format: Format = "table",
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Check the quantizer's operations against the reference, then time them beside a copy and beside torch.
+
+    Example: actbench kernels --shape 20000x128 --no-compile
+    """
+    shapes = [_read_shape(text) for text in shape or DEFAULT_SHAPES]
+    chosen = torch.device(resolve_device(device))
+    if output is not None:
+        RecordFile(output).check_writable()
+    stderr = open_stderr(quiet)
+    with stderr.status("starting") as status:
+        record = benchmark_kernels(shapes, chosen, repeats, compile, status.update)
+    text = json.dumps(record)
+    if output is not None:
+        try:
+            output.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(f"--output {output} cannot be written ({error.strerror}): name another file.") from error
+    if format == "json":
+        typer.echo(text)
+    else:
+        open_stdout().print(kernels_table(record))
+
+
+def _read_shape(text: str) -> Shape:
+    rows, _, width = text.partition("x")
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) <= 2**31 for part in (rows, width)):
+        raise UsageError(f"--shape {text} is not ROWSxWIDTH in whole numbers from 1 on, such as {DEFAULT_SHAPES[0]}.")
+    return Shape(int(rows), int(width))
+

@@ -1,0 +1,309 @@
+"""How fast the quantizer is: every operation checked against the oracle, then timed beside a copy and beside torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from actbench.errors import KernelError
+from actbench.meters import Clock, describe_environment
+from actbench.quant import Packing, Projection, dequantize, keep_where, pack_mask, pack_positive, quantize, reference
+from actbench.quant import scale_where as scale_where_bits
+from actbench.quant.layout import mask_bytes, projected_width
+from actbench.scheme import Scheme
+
+SCHEMA_VERSION: Final = 1
+BITS: Final = 2
+RATIO: Final = 8
+"""Projection ratio D/R of the projected operations."""
+_FLOAT_BYTES: Final = 4
+_SEED, _SIGNS, _ROUNDING = 7, 2, 3
+_FACTOR: Final = 2.0
+# More than any cache holds, so that no call finds its input there.
+_SETS: Final = {"cpu": 2, "cuda": 4}
+_WARMUP_CALLS: Final = 3
+
+Inputs = tuple[Tensor, ...]
+Operation = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A float32 matrix [rows, width]."""
+
+    rows: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.width}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One operation on one shape: ours, the oracle's, and torch's for the same mathematics, on the same inputs.
+
+    `moved_bytes` is what has to be read and written at least, each byte once. `eager` draws its noise from torch.
+    """
+
+    operation: str
+    block_length: int | None
+    moved_bytes: int
+    inputs: list[Inputs]
+    ours: Operation
+    oracle: Operation
+    eager: Operation
+
+
+def benchmark_kernels(
+    shapes: list[Shape], device: torch.device, repeats: int, compiled: bool, report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Check and time every operation on `shapes`; JSON values with medians, 10th and 90th percentiles in seconds.
+
+    Ours, eager torch, torch.compile (`compiled`) and a copy take turns, `repeats` times each, after a warm-up. On a
+    GPU each turn is the replay of a CUDA graph of calls on different inputs, between two events. `report` hears what
+    is under way. Raises `KernelError` if a result is not the oracle's, bit for bit.
+    """
+    rows: list[dict[str, Any]] = []
+    for shape in shapes:
+        copies = _copies(shape, device)
+        for case in _cases(shape, device):
+            report(f"{case.operation} {shape}")
+            _check(case, shape)
+            rows.append(_row(case, shape, copies, device, repeats, compiled))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "kernels",
+        "bits": BITS,
+        "projection": RATIO,
+        "repeats": repeats,
+        "environment": describe_environment(device),
+        "rows": rows,
+    }
+
+
+def _row(
+    case: Case, shape: Shape, copies: list[Inputs], device: torch.device, repeats: int, compiled: bool
+) -> dict[str, Any]:
+    turns: dict[str, Callable[[], float]] = {
+        "copy": _turn(lambda target, source: target.copy_(source), copies, device),
+        "ours": _turn(case.ours, case.inputs, device),
+        "eager": _turn(case.eager, case.inputs, device),
+    }
+    reason = None if compiled else "not asked for"
+    if compiled:
+        torch._dynamo.reset()
+        try:
+            turns["compiled"] = _turn(torch.compile(case.eager, dynamic=False), case.inputs, device)
+        except Exception as error:
+            # Whatever a compiler stumbles over is no reason not to time the rest.
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    samples: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(repeats):
+        for name, turn in turns.items():
+            samples[name].append(turn())
+    copy_bytes = 2 * _FLOAT_BYTES * shape.rows * shape.width
+    copy_rate = copy_bytes / statistics.median(samples["copy"])
+    ours = statistics.median(samples["ours"])
+    return {
+        "operation": case.operation,
+        "rows": shape.rows,
+        "width": shape.width,
+        "block_length": case.block_length,
+        "moved_bytes": case.moved_bytes,
+        "copy_bytes_per_second": copy_rate,
+        "floor_seconds": case.moved_bytes / copy_rate,
+        "bytes_per_second": case.moved_bytes / ours,
+        "seconds": {name: _quantiles(values) for name, values in samples.items()},
+        "no_compiled_reason": reason,
+    }
+
+
+def _quantiles(values: list[float]) -> dict[str, float]:
+    if len(values) == 1:
+        return dict.fromkeys(("p10", "median", "p90"), values[0])
+    tenths = statistics.quantiles(values, n=10, method="inclusive")
+    return {"p10": tenths[0], "median": statistics.median(values), "p90": tenths[-1]}
+
+
+def _turn(operation: Operation, inputs: list[Inputs], device: torch.device) -> Callable[[], float]:
+    """A function that measures seconds a call of `operation`, warm already."""
+    for number in range(max(_WARMUP_CALLS, len(inputs))):
+        operation(*inputs[number % len(inputs)])
+    return _graph_turn(operation, inputs) if device.type == "cuda" else _clock_turn(operation, inputs, device)
+
+
+def _clock_turn(operation: Operation, inputs: list[Inputs], device: torch.device) -> Callable[[], float]:
+    clock = Clock(device)
+
+    def turn() -> float:
+        begun = clock.read()
+        for each in inputs:
+            operation(*each)
+        return (clock.read() - begun) / len(inputs)
+
+    return turn
+
+
+def _graph_turn(operation: Operation, inputs: list[Inputs]) -> Callable[[], float]:
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    # What the calls return is let go inside the graph, whose pool keeps the memory.
+    with torch.cuda.graph(graph):
+        for each in inputs:
+            operation(*each)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def turn() -> float:
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1000 / len(inputs)
+
+    turn()
+    return turn
+
+
+def _check(case: Case, shape: Shape) -> None:
+    """Raise `KernelError` unless ours is the oracle's on every set of inputs."""
+    for inputs in case.inputs:
+        ours, expected = _as_tuple(case.ours(*inputs)), _as_tuple(case.oracle(*inputs))
+        if not all(map(torch.equal, ours, expected)):
+            raise KernelError(
+                f"{case.operation} of {shape} does not give the reference's result on this machine: nothing was timed; "
+                "please report it with the output of 'actbench kernels --format json' of a smaller --shape."
+            )
+
+
+def _as_tuple(result: Any) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _copies(shape: Shape, device: torch.device) -> list[Inputs]:
+    sources = _values(shape, device)
+    return [(torch.empty_like(source), source) for source in sources]
+
+
+def _values(shape: Shape, device: torch.device) -> list[Tensor]:
+    generator = torch.Generator(device).manual_seed(_SEED)
+    return [torch.randn(shape.rows, shape.width, generator=generator, device=device) for _ in range(_SETS[device.type])]
+
+
+def _cases(shape: Shape, device: torch.device) -> Iterator[Case]:
+    xs = _values(shape, device)
+    numel = shape.rows * shape.width
+    float_bytes = _FLOAT_BYTES * numel
+    for name in ("exact", "blockwise"):
+        packing = Packing.of(xs[0].shape, torch.float32, Scheme.parse(name))
+        length, levels = packing.block_length, packing.levels
+        packed = [quantize(x, packing, _SEED, _ROUNDING) for x in xs]
+        moved = float_bytes + packing.layout.total_bytes
+        yield Case(
+            "quantize",
+            length,
+            moved,
+            [(x,) for x in xs],
+            lambda x, packing=packing: quantize(x, packing, _SEED, _ROUNDING),
+            lambda x, length=length, levels=levels: reference.quantize(x, length, BITS, levels, _SEED, _ROUNDING),
+            lambda x, length=length: _quantize(x, length),
+        )
+        yield Case(
+            "dequantize",
+            length,
+            moved,
+            packed,
+            lambda *packed, packing=packing: dequantize(packed, packing),
+            lambda *packed, length=length, levels=levels: reference.dequantize(
+                *packed, numel, length, BITS, levels, torch.float32
+            ).view(shape.rows, shape.width),
+            lambda *packed, length=length: _dequantize(*packed, numel, length),
+        )
+        yield from _projected_cases(shape, xs, name)
+    bits = [pack_positive(x) for x in xs]
+    yield Case(
+        "ReLU bits", None, float_bytes + mask_bytes(numel), [(x,) for x in xs], pack_positive, reference.pack_positive,
+        lambda x: _pack(x > 0),
+    )  # fmt: skip
+    yield Case(
+        "dropout bits", None, numel + mask_bytes(numel), [(x > 0,) for x in xs], pack_mask, reference.pack_mask, _pack,
+    )  # fmt: skip
+    both = list(zip(xs, bits, strict=True))
+    yield Case(
+        "ReLU backward", None, 2 * float_bytes + mask_bytes(numel), both, keep_where, reference.keep_where,
+        lambda x, bits: torch.where(_unpack(bits, 1, numel).view(x.shape) > 0, x, 0.0),
+    )  # fmt: skip
+    yield Case(
+        "dropout backward",
+        None,
+        2 * float_bytes + mask_bytes(numel),
+        both,
+        lambda x, bits: scale_where_bits(x, bits, _FACTOR),
+        lambda x, bits: reference.scale_where(x, bits, _FACTOR),
+        lambda x, bits: x * (_unpack(bits, 1, numel).view(x.shape) * _FACTOR),
+    )
+
+
+def _projected_cases(shape: Shape, xs: list[Tensor], name: str) -> Iterator[Case]:
+    projected = projected_width(shape.width, RATIO)
+    projection = Projection(shape.width, projected, _SEED, _SIGNS)
+    packing = Packing.of(torch.Size((shape.rows, projected)), torch.float32, Scheme.parse(name))
+    length, levels = packing.block_length, packing.levels
+    packed = [quantize(x, packing, _SEED, _ROUNDING, projection) for x in xs]
+    moved = _FLOAT_BYTES * shape.rows * shape.width + packing.layout.total_bytes
+    matrix = projection.matrix(xs[0])
+    yield Case(
+        "project + quantize",
+        length,
+        moved,
+        [(x,) for x in xs],
+        lambda x: quantize(x, packing, _SEED, _ROUNDING, projection),
+        lambda x: reference.project_quantize(x, projected, length, BITS, levels, _SEED, _SIGNS, _ROUNDING),
+        lambda x: _quantize(x @ matrix, length),
+    )
+    yield Case(
+        "dequantize + unproject",
+        length,
+        moved,
+        packed,
+        lambda *packed: dequantize(packed, packing, projection),
+        lambda *packed: reference.dequantize_unproject(
+            *packed, shape.rows, shape.width, projected, length, BITS, levels, torch.float32, _SEED, _SIGNS
+        ),
+        lambda *packed: _dequantize(*packed, shape.rows * projected, length).view(-1, projected) @ matrix.t(),
+    )
+
+
+def _quantize(x: Tensor, block_length: int) -> Inputs:
+    """The mathematics of INT2 with uniform levels in as few torch operations as we know."""
+    top = 2**BITS - 1
+    values = F.pad(x.reshape(-1), (0, -x.numel() % block_length)).view(-1, block_length)
+    low, high = values.amin(1, keepdim=True).to(torch.bfloat16), values.amax(1, keepdim=True)
+    scale = ((high - low) / top).to(torch.bfloat16)
+    t = ((values - low) / scale).clamp(0, top)
+    codes = (t + torch.rand_like(t)).clamp(max=top).to(torch.uint8).view(-1)
+    codes = F.pad(codes, (0, -codes.numel() % 4)).view(-1, 4)
+    return codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6, low, scale
+
+
+def _dequantize(codes: Tensor, minimum: Tensor, scale: Tensor, numel: int, block_length: int) -> Tensor:
+    values = F.pad(_unpack(codes, BITS, numel), (0, -numel % block_length)).view(-1, block_length)
+    return (values * scale.unsqueeze(1) + minimum.unsqueeze(1)).view(-1)[:numel]
+
+
+def _pack(mask: Tensor) -> Tensor:
+    bits = F.pad(mask.reshape(-1).view(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
+    packed = bits[:, 0]
+    for i in range(1, 8):
+        packed = packed | bits[:, i] << i
+    return packed
+
+
+def _unpack(packed: Tensor, bits: int, numel: int) -> Tensor:
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
+    return (packed.unsqueeze(1) >> shifts & 2**bits - 1).view(-1)[:numel].to(torch.float32)
