@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,8 @@ import typer
 
 from actbench.cli.options import Format, expand_home
 from actbench.errors import OutputError, UsageError
-from actbench.report import kernels_table, open_stderr, open_stdout
+from actbench.quant import nvrtc
+from actbench.report import kernels_table, open_stderr, open_stdout, registers_table
 from actbench.runs import RecordFile, Shape, benchmark_kernels, resolve_device
 
 DEFAULT_SHAPES = ("169343x128", "89250x256")
@@ -32,6 +34,10 @@ def kernels(
     compile: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Compare with torch.compile too, which takes its time.")
     ] = True,
+    registers: Annotated[
+        bool,
+        typer.Option("--registers", help="Only compile the kernels for six architectures; needs no GPU."),
+    ] = False,
     output: Annotated[
         Path | None, typer.Option(callback=lambda path: path and expand_home(path), help="Write the JSON here too.")
     ] = None,
@@ -42,6 +48,9 @@ def kernels(
 
     Example: actbench kernels --shape 20000x128 --no-compile
     """
+    if registers:
+        _print_registers(format)
+        return
     shapes = [_read_shape(text) for text in shape or DEFAULT_SHAPES]
     chosen = torch.device(resolve_device(device))
     if output is not None:
@@ -67,3 +76,10 @@ def _read_shape(text: str) -> Shape:
         raise UsageError(f"--shape {text} is not ROWSxWIDTH in whole numbers from 1 on, such as {DEFAULT_SHAPES[0]}.")
     return Shape(int(rows), int(width))
 
+
+def _print_registers(format: Format) -> None:
+    found = [asdict(each) for architecture in nvrtc.ARCHITECTURES for each in nvrtc.find_resources(architecture)]
+    if format == "json":
+        typer.echo(json.dumps(found))
+    else:
+        open_stdout().print(registers_table(found))

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("actbench", "torch", "torch_geometric", "ogb", "numpy", "cupy-cuda13x", "cupy-cuda12x")
+_PACKAGES = ("actbench", "torch", "torch_geometric", "ogb", "numpy", "numba", "cupy-cuda13x", "cupy-cuda12x")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:

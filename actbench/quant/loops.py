@@ -50,6 +50,8 @@ _FACTOR_A = np.uint64(0xD2511F53)
 _FACTOR_C = np.uint64(0xCD9E8D57)
 _WEYL_LOW = np.uint32(0x9E3779B9)
 _WEYL_HIGH = np.uint32(0xBB67AE85)
+_SIGN_SHIFT = np.int32(31)
+_HIGHEST_KEY = np.int32(0x7FFFFFFF)
 _FINITE_END = np.int32(0x7F800000)
 _SMALLEST_RANGE = np.float32(2.0**-80)
 _SMALLEST_NORMAL = np.int32(0x00800000)
@@ -114,7 +116,7 @@ def quantize(
     for block in range(first_block, last_block, blocks):
         end = min(block + blocks, last_block)
         for each in range(block, end):
-            minimum[each], scale[each] = _find_range(values, patterns, each, block_length, edges.size - 1)
+            minimum[each], scale[each] = _find_range(patterns, each, block_length, edges.size - 1)
             found = found or bool(scale[each] == _NAN)
         _encode(
             values,
@@ -135,19 +137,17 @@ def quantize(
 
 
 @_compiled
-def _find_range(values: Floats, patterns: Integers, block: int, block_length: int, top: int) -> tuple[Any, Any]:
+def _find_range(patterns: Integers, block: int, block_length: int, top: int) -> tuple[Any, Any]:
     """The block's minimum rounded down and its scale rounded up, as bits of bfloat16; NaN both if it is broken."""
-    start = block * block_length
-    most_signed = patterns[start]
-    most = least = np.uint32(patterns[start])
-    for i in range(start, min(start + block_length, values.size)):
-        # Integers order floats of one sign; as unsigned numbers negative floats come after all others.
-        signed, unsigned = patterns[i], np.uint32(patterns[i])
-        most_signed = signed if signed > most_signed else most_signed
-        most = unsigned if unsigned > most else most
-        least = unsigned if unsigned < least else least
-    low = np.int32(most) if np.int32(most) < 0 else np.int32(least)
-    high = most_signed if most_signed >= 0 else np.int32(least)
+    lowest, highest = _HIGHEST_KEY, ~_HIGHEST_KEY
+    here = patterns[block * block_length : (block + 1) * block_length]
+    for i in range(here.size):
+        # With the lower bits of negative floats flipped, integers are in the order of floats, NaN beyond infinity.
+        key = np.int32(here[i] ^ (here[i] >> _SIGN_SHIFT) & _HIGHEST_KEY)
+        lowest = key if key < lowest else lowest
+        highest = key if key > highest else highest
+    low = np.int32(lowest ^ (lowest >> _SIGN_SHIFT) & _HIGHEST_KEY)
+    high = np.int32(highest ^ (highest >> _SIGN_SHIFT) & _HIGHEST_KEY)
     # Truncation rounds towards zero, so a negative number needs its magnitude raised first.
     rounded = np.int32((low + 0xFFFF if low < 0 else low) & -0x10000)
     if rounded & 0x7FFFFFFF < _SMALLEST_NORMAL:

@@ -1,6 +1,6 @@
 """Summaries for people: tables and progress on a terminal."""
 
-from actbench.report.kernels import kernels_table
+from actbench.report.kernels import kernels_table, registers_table
 from actbench.report.progress import ProgressListener
 from actbench.report.table import datasets_table, ledger_table, render_tables
 from actbench.report.terminal import open_stderr, open_stdout
@@ -12,5 +12,6 @@ __all__ = [
     "ledger_table",
     "open_stderr",
     "open_stdout",
+    "registers_table",
     "render_tables",
 ]

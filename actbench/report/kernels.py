@@ -31,6 +31,26 @@ def kernels_table(record: dict[str, Any]) -> RenderableType:
     return Group(Text(title, style="bold"), grid, *(Text(note, style="dim") for note in _notes(record)))
 
 
+def registers_table(resources: list[dict[str, Any]]) -> RenderableType:
+    """Registers of every kernel, a column an architecture."""
+    architectures = list(dict.fromkeys(each["architecture"] for each in resources))
+    cells = {(each["kernel"], each["architecture"]): each for each in resources}
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    grid.add_column("registers of a thread")
+    for architecture in architectures:
+        grid.add_column(architecture, justify="right")
+    grid.add_column("shared\nKiB", justify="right")
+    for kernel in dict.fromkeys(each["kernel"] for each in resources):
+        row = [cells[kernel, architecture] for architecture in architectures]
+        spilled = any(each["spilled_bytes"] for each in row)
+        shared = max(each["shared_bytes"] for each in row)
+        texts = [f"{each['registers']}{'!' if each['spilled_bytes'] else ''}" for each in row]
+        grid.add_row(kernel, *texts, f"{shared / 1024:.1f}", style="yellow" if spilled else None)
+    spills = sum(each["spilled_bytes"] > 0 for each in resources)
+    note = "No kernel spills registers to memory." if not spills else f"! {spills} kernels spill registers to memory."
+    return Group(grid, Text(note, style="dim"))
+
+
 def _cells(row: dict[str, Any]) -> list[str]:
     seconds = row["seconds"]
     ours = seconds["ours"]["median"]
