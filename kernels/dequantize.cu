@@ -1,10 +1,9 @@
 // Packed codes, minima and scales to values: minimum + edge·scale, as in actbench/quant/reference.py.
 //
 // Bytes moved for N values of S bytes, b bits, blocks of G: N·b/8 + 4·N/G read, N·S written, once each.
+#include "edges.cuh"
 #include "octets.cuh"
 #include "places.cuh"
-
-template <int BITS> struct Edges { float edge[1 << BITS]; };
 
 constexpr int OCTETS = 2;  // a thread, with the loads of both in flight
 

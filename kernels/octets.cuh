@@ -32,7 +32,7 @@ template <class T> union Packet {
 __device__ __forceinline__ bool is_aligned(const void* at, unsigned bytes) { return (size_t)at % bytes == 0; }
 
 // The `count` (1 … 8) values from `at`; the rest of a short octet repeats its first value.
-template <class T> __device__ __forceinline__ void load_octet(const T* at, int count, float (&values)[OCTET]) {
+template <class T> __device__ __forceinline__ Packet<T> load_packet(const T* at, int count) {
     Packet<T> packet;
     if (count >= OCTET && is_aligned(at, 16)) {
 #pragma unroll
@@ -41,14 +41,10 @@ template <class T> __device__ __forceinline__ void load_octet(const T* at, int c
 #pragma unroll
         for (int i = 0; i < OCTET; ++i) packet.values[i] = at[i < count ? i : 0];
     }
-#pragma unroll
-    for (int i = 0; i < OCTET; ++i) values[i] = to_float(packet.values[i]);
+    return packet;
 }
 
-template <class T> __device__ __forceinline__ void store_octet(T* at, int count, const float (&values)[OCTET]) {
-    Packet<T> packet;
-#pragma unroll
-    for (int i = 0; i < OCTET; ++i) packet.values[i] = from_float<T>(values[i]);
+template <class T> __device__ __forceinline__ void store_packet(T* at, int count, const Packet<T>& packet) {
     if (count >= OCTET && is_aligned(at, 16)) {
 #pragma unroll
         for (int i = 0; i < (int)(OCTET * sizeof(T) / 16); ++i) ((uint4*)at)[i] = packet.words[i];
@@ -57,6 +53,19 @@ template <class T> __device__ __forceinline__ void store_octet(T* at, int count,
         for (int i = 0; i < OCTET; ++i)
             if (i < count) at[i] = packet.values[i];
     }
+}
+
+template <class T> __device__ __forceinline__ void load_octet(const T* at, int count, float (&values)[OCTET]) {
+    const Packet<T> packet = load_packet(at, count);
+#pragma unroll
+    for (int i = 0; i < OCTET; ++i) values[i] = to_float(packet.values[i]);
+}
+
+template <class T> __device__ __forceinline__ void store_octet(T* at, int count, const float (&values)[OCTET]) {
+    Packet<T> packet;
+#pragma unroll
+    for (int i = 0; i < OCTET; ++i) packet.values[i] = from_float<T>(values[i]);
+    store_packet(at, count, packet);
 }
 
 // The codes of one octet: `Codes` in a register, `Packed` in memory.

@@ -15,10 +15,16 @@ from torch import Tensor
 from actbench.errors import DeviceError
 from actbench.quant.launch import (
     Launch,
+    fits_tile,
     plan_dequantize,
+    plan_dequantize_unproject,
+    plan_keep_where,
     plan_pack_mask,
+    plan_pack_positive,
+    plan_project_quantize,
     plan_projection,
     plan_quantize,
+    plan_scale_where,
     plan_unpack_mask,
 )
 from actbench.quant.layout import Layout, mask_bytes
@@ -35,19 +41,23 @@ except ImportError as error:
 
 
 def quantize(
-    x: Tensor, block_length: int, bits: int, levels: tuple[float, ...], seed: int, stream: int
+    x: Tensor,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    seed: int,
+    stream: int,
+    broken: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize contiguous `x` (float32, float16 or bfloat16, any shape) with stochastic rounding.
 
-    Returns packed codes uint8 [⌈numel·bits/8⌉] and the blocks' minimum and scale, bfloat16 [blocks]. Raises ValueError
-    for a tensor that is not contiguous.
+    Returns packed codes uint8 [⌈numel·bits/8⌉] and the blocks' minimum and scale, bfloat16 [blocks]. `broken`, int32
+    [1] in pinned host memory, holds 1 once the kernels have run if a block is broken, and has to live until then.
+    Raises ValueError for a tensor that is not contiguous.
     """
     _require_contiguous(x)
-    layout = Layout(x.numel(), block_length, bits)
-    codes = torch.empty(layout.code_bytes, dtype=torch.uint8, device=x.device)
-    minimum = torch.empty(layout.blocks, dtype=torch.bfloat16, device=x.device)
-    scale = torch.empty_like(minimum)
-    _run(plan_quantize(x, codes, minimum, scale, block_length, bits, levels, seed, stream), x.device)
+    codes, minimum, scale = _empty_packed(x.numel(), block_length, bits, x.device)
+    _run(plan_quantize(x, codes, minimum, scale, block_length, bits, levels, seed, stream, broken), x.device)
     return codes, minimum, scale
 
 
@@ -65,6 +75,82 @@ def dequantize(
     _require_contiguous(codes, minimum, scale)
     out = torch.empty(numel, dtype=dtype, device=codes.device)
     _run(plan_dequantize(codes, minimum, scale, out, block_length, bits, levels), codes.device)
+    return out
+
+
+def project_quantize(
+    x: Tensor,
+    projected: int,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    seed: int,
+    sign_stream: int,
+    stream: int,
+    broken: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize x P of contiguous `x` [rows, width], P the projection [width, projected] of (`seed`, `sign_stream`).
+
+    Blocks are formed of x P [rows, projected], which stays float32 for an `x` of any dtype, and which is written to
+    memory for the time of the call only where its blocks do not fit a CTA. `broken` is that of `quantize`.
+    """
+    _require_contiguous(x)
+    rows = x.shape[0]
+    codes, minimum, scale = _empty_packed(rows * projected, block_length, bits, x.device)
+    u = None
+    if not fits_tile(projected, block_length):
+        u = torch.empty(rows, projected, dtype=torch.float32, device=x.device)
+    parameters = projected, block_length, bits, levels, seed, sign_stream, stream, broken
+    _run(plan_project_quantize(x, u, codes, minimum, scale, *parameters), x.device)
+    return codes, minimum, scale
+
+
+def dequantize_unproject(
+    codes: Tensor,
+    minimum: Tensor,
+    scale: Tensor,
+    rows: int,
+    width: int,
+    projected: int,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    dtype: torch.dtype,
+    seed: int,
+    sign_stream: int,
+) -> Tensor:
+    """What `project_quantize` packed, read back and times Pᵀ: `dtype` [rows, width]."""
+    _require_contiguous(codes, minimum, scale)
+    out = torch.empty(rows, width, dtype=dtype, device=codes.device)
+    parameters = projected, block_length, bits, levels, seed, sign_stream
+    _run(plan_dequantize_unproject(codes, minimum, scale, out, *parameters), codes.device)
+    return out
+
+
+def pack_positive(x: Tensor) -> Tensor:
+    """Bits of ¬(x <= 0) of contiguous `x`, lowest first: uint8 [⌈numel/8⌉]; a NaN's bit is set."""
+    _require_contiguous(x)
+    packed = torch.empty(mask_bytes(x.numel()), dtype=torch.uint8, device=x.device)
+    _run(plan_pack_positive(x, packed), x.device)
+    return packed
+
+
+def keep_where(values: Tensor, packed: Tensor) -> Tensor:
+    """Contiguous `values` (float32, float16 or bfloat16) where their bit is set, 0 elsewhere."""
+    _require_contiguous(values, packed)
+    out = torch.empty_like(values)
+    _run(plan_keep_where(values, packed, out), values.device)
+    return out
+
+
+def scale_where(values: Tensor, packed: Tensor, factor: float) -> Tensor:
+    """Contiguous `values` times the float32 of `factor` where their bit is set, times 0 elsewhere.
+
+    An infinity times 0 is NaN.
+    """
+    _require_contiguous(values, packed)
+    out = torch.empty_like(values)
+    _run(plan_scale_where(values, packed, factor, out), values.device)
     return out
 
 
@@ -89,6 +175,13 @@ def projection(width: int, projected: int, seed: int, stream: int, dtype: torch.
     out = torch.empty(width, projected, dtype=dtype, device=device)
     _run(plan_projection(out, seed, stream), out.device)
     return out
+
+
+def _empty_packed(numel: int, block_length: int, bits: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    layout = Layout(numel, block_length, bits)
+    codes = torch.empty(layout.code_bytes, dtype=torch.uint8, device=device)
+    minimum = torch.empty(layout.blocks, dtype=torch.bfloat16, device=device)
+    return codes, minimum, torch.empty_like(minimum)
 
 
 class _TorchStream:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ Argument = np.generic | npt.NDArray[Any]
 THREADS = 256
 """Threads of a CTA, the most that the kernels are compiled for."""
 
+PRODUCT_THREADS = 128
+"""The same of the kernels that multiply by a projection."""
+
 _TYPES = {torch.float32: "float", torch.float16: "Float16", torch.bfloat16: "BFloat16"}
 _ENTRIES = {torch.float32: "unsigned", torch.float16: "unsigned short", torch.bfloat16: "unsigned short"}
 _OCTET = 8
@@ -25,7 +29,13 @@ _LONGEST_IN_REGISTERS = 1024
 _WARP = 32
 _OCTETS_DEQUANTIZED = 2
 _MASK_PIECE = 16
+_OCTETS_MASKED = 2
+_MASKED = "pack_positive", "keep_where", "scale_where"
 _SIGNS_OF_WARP = 256
+_ROWS_OF_THREAD = 4
+_COLUMN_PAIR = 16
+_MOST_COLUMN_PAIRS = 8
+_ROWS_OF_STRIP = 128
 
 
 @dataclass(frozen=True)
@@ -49,11 +59,12 @@ def plan_quantize(
     levels: tuple[float, ...],
     seed: int,
     stream: int,
+    broken: Tensor | None = None,
     threads: int = THREADS,
 ) -> list[Launch]:
     """Launches that quantize `x` into `codes`, `minimum` and `scale`, in this order; none for an empty `x`.
 
-    `threads`, a power of two from 32 to 256, has no influence on the result.
+    They set `broken` as in reference.py. `threads`, a power of two from 32 to 256, has no influence on the result.
     """
     numel = x.numel()
     if numel == 0:
@@ -63,6 +74,7 @@ def plan_quantize(
     shape = np.int64(numel), np.int32(block_length)
     noise = _unsigned(seed), _unsigned(stream), _bins(levels)
     outputs = _pointer(codes), _pointer(minimum), _pointer(scale)
+    flag = np.uint64(0) if broken is None else _pointer(broken)
     if block_length % _OCTET == 0 and block_length <= _LONGEST_IN_REGISTERS:
         octets = block_length // _OCTET
         held = 1 if octets == 1 else 2 if octets <= 4 else 4
@@ -73,19 +85,18 @@ def plan_quantize(
                 f"quantize_blocks<{dtype}, {bits}, {held}>",
                 -(-blocks // (threads >> lane_bits)),
                 threads,
-                (_pointer(x), *outputs, *shape, np.int32(lane_bits), *noise),
+                (_pointer(x), *outputs, flag, *shape, np.int32(lane_bits), *noise),
             )
         ]
     # A warp goes over up to 1,024 values by itself; beyond that it takes the whole CTA.
-    long = block_length > _LONGEST_IN_REGISTERS
-    lane_bits = _bits_of(threads if long else min(-(-block_length // _OCTET), _WARP))
+    lane_bits = _bits_of(threads) if block_length > _LONGEST_IN_REGISTERS else _lane_bits_in_warp(block_length)
     return [
         Launch(
             "quantize.cu",
             f"find_ranges<{dtype}>",
             -(-blocks // (threads >> lane_bits)),
             threads,
-            (_pointer(x), *outputs[1:], *shape, np.int32(lane_bits), np.float32(2**bits - 1)),
+            (_pointer(x), *outputs[1:], flag, *shape, np.int32(lane_bits), np.float32(2**bits - 1)),
         ),
         Launch(
             "quantize.cu",
@@ -122,6 +133,142 @@ def plan_dequantize(
     ]
 
 
+def plan_project_quantize(
+    x: Tensor,
+    u: Tensor | None,
+    codes: Tensor,
+    minimum: Tensor,
+    scale: Tensor,
+    projected: int,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    seed: int,
+    sign_stream: int,
+    stream: int,
+    broken: Tensor | None = None,
+    threads: int = PRODUCT_THREADS,
+) -> list[Launch]:
+    """Launches that quantize `x` [n, width] times a projection into `codes`, `minimum` and `scale`.
+
+    The product goes through `u`, float32 [n, projected], which may be None where `fits_tile` says so. `threads` may be
+    32, 64 or 128, without influence on the result.
+    """
+    rows, width = x.shape
+    if rows == 0:
+        return []
+    row_groups, column_pairs = _tile(projected, threads)
+    shape = np.int64(rows), np.int32(width), np.int32(projected)
+    tile = np.int32(row_groups), np.int32(column_pairs), _factor(projected), _unsigned(seed), _unsigned(sign_stream)
+    if u is None:
+        tile_rows = _rows_at_once(projected, block_length, threads)
+        flag = np.uint64(0) if broken is None else _pointer(broken)
+        return [
+            Launch(
+                "project.cu",
+                f"project_quantize<{_TYPES[x.dtype]}, {bits}>",
+                -(-rows // tile_rows),
+                threads,
+                (
+                    _pointer(x),
+                    _pointer(codes),
+                    _pointer(minimum),
+                    _pointer(scale),
+                    flag,
+                    *shape,
+                    np.int32(block_length),
+                    np.int32(_lane_bits_in_warp(block_length)),
+                    np.int32(tile_rows),
+                    *tile,
+                    _unsigned(stream),
+                    _bins(levels),
+                ),
+            )
+        ]
+    down, across = -(-rows // (_ROWS_OF_THREAD * row_groups)), -(-projected // (_COLUMN_PAIR * column_pairs))
+    return [
+        Launch(
+            "project.cu",
+            f"project<{_TYPES[x.dtype]}>",
+            down * across,
+            threads,
+            (_pointer(x), _pointer(u), *shape, *tile),
+        ),
+        *plan_quantize(u, codes, minimum, scale, block_length, bits, levels, seed, stream, broken),
+    ]
+
+
+def fits_tile(projected: int, block_length: int, threads: int = PRODUCT_THREADS) -> bool:
+    """Whether `plan_project_quantize` can do with one kernel: a CTA's rows of x P can be whole blocks and octets."""
+    return _rows_at_once(projected, block_length, threads) > 0
+
+
+def plan_dequantize_unproject(
+    codes: Tensor,
+    minimum: Tensor,
+    scale: Tensor,
+    out: Tensor,
+    projected: int,
+    block_length: int,
+    bits: int,
+    levels: tuple[float, ...],
+    seed: int,
+    sign_stream: int,
+    threads: int = PRODUCT_THREADS,
+) -> list[Launch]:
+    """Launches that write the values of `codes`, `minimum` and `scale` times the transposed projection to `out`."""
+    if out.numel() == 0:
+        return []
+    rows, width = out.shape
+    row_groups, column_pairs = _tile(width, threads)
+    tile_rows = _ROWS_OF_THREAD * row_groups
+    strip_rows = max(_ROWS_OF_STRIP // tile_rows, 1) * tile_rows
+    return [
+        Launch(
+            "unproject.cu",
+            f"dequantize_unproject<{_TYPES[out.dtype]}, {bits}>",
+            -(-rows // strip_rows) * -(-width // (_COLUMN_PAIR * column_pairs)),
+            threads,
+            (
+                _pointer(codes),
+                _pointer(minimum),
+                _pointer(scale),
+                _pointer(out),
+                np.int64(rows),
+                np.int32(width),
+                np.int32(projected),
+                np.int32(block_length),
+                np.int32(strip_rows),
+                np.int32(row_groups),
+                np.int32(column_pairs),
+                _factor(projected),
+                _unsigned(seed),
+                _unsigned(sign_stream),
+                _edges(levels),
+            ),
+        )
+    ]
+
+
+def plan_pack_positive(x: Tensor, packed: Tensor, threads: int = THREADS) -> list[Launch]:
+    """Launches that write to `packed` which values of `x` are not at or below 0."""
+    return _plan_octets_masked("pack_positive", x, (_pointer(x), _pointer(packed)), (), threads)
+
+
+def plan_keep_where(values: Tensor, packed: Tensor, out: Tensor, threads: int = THREADS) -> list[Launch]:
+    """Launches that write `values` to `out` where their bit is set, 0 elsewhere."""
+    pointers = _pointer(values), _pointer(packed), _pointer(out)
+    return _plan_octets_masked("keep_where", values, pointers, (), threads)
+
+
+def plan_scale_where(
+    values: Tensor, packed: Tensor, factor: float, out: Tensor, threads: int = THREADS
+) -> list[Launch]:
+    """Launches that write `values` times `factor` to `out` where their bit is set, times 0 elsewhere."""
+    pointers = _pointer(values), _pointer(packed), _pointer(out)
+    return _plan_octets_masked("scale_where", values, pointers, (np.float32(factor),), threads)
+
+
 def plan_pack_mask(mask: Tensor, packed: Tensor, threads: int = THREADS) -> list[Launch]:
     """Launches that write the bits of the boolean `mask` to `packed`."""
     return _plan_mask("pack_mask", mask, packed, mask.numel(), threads)
@@ -156,7 +303,11 @@ def kernel_names() -> list[tuple[str, str]]:
     for dtype, bits in product(types, widths):
         names += [("quantize.cu", f"quantize_blocks<{dtype}, {bits}, {held}>") for held in (1, 2, 4)]
         names += [("quantize.cu", f"encode<{dtype}, {bits}>"), ("dequantize.cu", f"dequantize<{dtype}, {bits}>")]
+        names += [("project.cu", f"project_quantize<{dtype}, {bits}>")]
+        names += [("unproject.cu", f"dequantize_unproject<{dtype}, {bits}>")]
+    names += [("project.cu", f"project<{dtype}>") for dtype in types]
     names += [("mask.cu", "pack_mask"), ("mask.cu", "unpack_mask")]
+    names += [("mask.cu", f"{kernel}<{dtype}>") for kernel in _MASKED for dtype in types]
     return names + [("projection.cu", f"fill_projection<{entry}>") for entry in ("unsigned", "unsigned short")]
 
 
@@ -165,6 +316,42 @@ def _plan_mask(kernel: str, source: Tensor, target: Tensor, numel: int, threads:
         return []
     grid = -(-numel // (threads * _MASK_PIECE))
     return [Launch("mask.cu", kernel, grid, threads, (_pointer(source), _pointer(target), np.int64(numel)))]
+
+
+def _plan_octets_masked(
+    kernel: str, values: Tensor, pointers: tuple[Argument, ...], rest: tuple[Argument, ...], threads: int
+) -> list[Launch]:
+    numel = values.numel()
+    if numel == 0:
+        return []
+    grid = -(-numel // (threads * _OCTET * _OCTETS_MASKED))
+    name = f"{kernel}<{_TYPES[values.dtype]}>"
+    return [Launch("mask.cu", name, grid, threads, (*pointers, np.int64(numel), *rest))]
+
+
+def _tile(columns: int, threads: int) -> tuple[int, int]:
+    """`Tile` of product.cuh for a product of `columns`: its groups of rows and pairs of groups of columns."""
+    pairs = -(-columns // _COLUMN_PAIR)
+    # As many pairs in every tile as can be, so that the last tile is not nearly empty.
+    column_pairs = -(-pairs // -(-pairs // _MOST_COLUMN_PAIRS))
+    return threads // 4 // column_pairs * 2, column_pairs
+
+
+def _rows_at_once(projected: int, block_length: int, threads: int) -> int:
+    """Rows of x P that one CTA quantizes, as many as fit; 0 if none, or if they do not fit in width."""
+    if projected > _COLUMN_PAIR * _MOST_COLUMN_PAIRS:
+        return 0
+    row_groups, _ = _tile(projected, threads)
+    unit = lcm(projected, block_length, _OCTET) // projected
+    return _ROWS_OF_THREAD * row_groups // unit * unit
+
+
+def _factor(projected: int) -> np.float32:
+    return np.float32(projected**-0.5)
+
+
+def _lane_bits_in_warp(block_length: int) -> int:
+    return _bits_of(min(-(-block_length // _OCTET), _WARP))
 
 
 def _pointer(tensor: Tensor) -> np.uint64:

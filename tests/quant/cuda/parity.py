@@ -8,14 +8,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from actbench.quant import reference
+from actbench.quant import philox, reference
 from actbench.quant.launch import (
+    PRODUCT_THREADS,
     THREADS,
     Launch,
+    fits_tile,
     plan_dequantize,
+    plan_dequantize_unproject,
+    plan_keep_where,
     plan_pack_mask,
+    plan_pack_positive,
+    plan_project_quantize,
     plan_projection,
     plan_quantize,
+    plan_scale_where,
     plan_unpack_mask,
 )
 from actbench.quant.layout import Layout, mask_bytes
@@ -125,6 +132,21 @@ def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
     assert not where, f"{what} differ at {where[:8]}: {actual[where[:4]]} instead of {expected[where[:4]]}"
 
 
+def make_outputs(numel: int, block_length: int, bits: int) -> tuple[Guarded, ...]:
+    """Codes, minima, scales and the broken flag, which is 0."""
+    layout = Layout(numel, block_length, bits)
+    flag = Guarded(1, torch.int32)
+    flag.tensor.zero_()
+    metadata = (Guarded(layout.blocks, torch.bfloat16) for _ in range(2))
+    return Guarded(layout.code_bytes, torch.uint8), *metadata, flag
+
+
+def assert_same_packed(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    """Codes, minima, scales and the broken flag are the same."""
+    for place, what in ((1, "minima"), (2, "scales"), (0, "codes"), (3, "broken flags")):
+        assert_same(actual[place], expected[place], what)
+
+
 def check_quantize(
     machine: Runs,
     x: Tensor,
@@ -137,18 +159,12 @@ def check_quantize(
 ) -> None:
     """Quantize and dequantize `x`; codes, minimum, scale and values are those of the reference."""
     levels = level_table(table, bits, block_length) if isinstance(table, str) else table
-    layout = Layout(x.numel(), block_length, bits)
-    outputs = (
-        Guarded(layout.code_bytes, torch.uint8),
-        Guarded(layout.blocks, torch.bfloat16),
-        Guarded(layout.blocks, torch.bfloat16),
-    )
-    codes, minimum, scale = (output.tensor for output in outputs)
-    machine.run(plan_quantize(x, codes, minimum, scale, block_length, bits, levels, seed, stream, threads))
-    expected = reference.quantize(x, block_length, bits, levels, seed, stream)
-    assert_same(minimum, expected[1], "minima")
-    assert_same(scale, expected[2], "scales")
-    assert_same(codes, expected[0], "codes")
+    outputs = make_outputs(x.numel(), block_length, bits)
+    codes, minimum, scale, flag = (output.tensor for output in outputs)
+    machine.run(plan_quantize(x, codes, minimum, scale, block_length, bits, levels, seed, stream, flag, threads))
+    expected_flag = torch.zeros(1, dtype=torch.int32)
+    expected = reference.quantize(x, block_length, bits, levels, seed, stream, expected_flag)
+    assert_same_packed((codes, minimum, scale, flag), (*expected, expected_flag))
     out = Guarded(x.numel(), x.dtype)
     machine.run(plan_dequantize(*expected, out.tensor, block_length, bits, levels, threads))
     values = reference.dequantize(*expected, x.numel(), block_length, bits, levels, x.dtype)
@@ -183,3 +199,64 @@ def check_projection(
     expected = reference.projection(width, projected, seed, stream, dtype, torch.device("cpu"))
     assert_same(out.tensor, expected.reshape(-1), "entries")
     out.assert_intact()
+
+
+def check_project(
+    machine: Runs,
+    x: Tensor,
+    projected: int,
+    block_length: int,
+    bits: int,
+    table: str = "uniform",
+    seed: int = 7,
+    sign_stream: int = 11,
+    stream: int = 3,
+    threads: int = PRODUCT_THREADS,
+) -> None:
+    """Quantize x P in every way that can be launched, and read it back; results are those of the reference."""
+    rows, width = x.shape
+    levels = level_table(table, bits, block_length)
+    parameters = block_length, bits, levels
+    expected_flag = torch.zeros(1, dtype=torch.int32)
+    expected = reference.project_quantize(x, projected, *parameters, seed, sign_stream, stream, expected_flag)
+    product = Guarded(rows * projected, torch.float32)
+    for u in (product.tensor, None) if fits_tile(projected, block_length, threads) else (product.tensor,):
+        outputs = make_outputs(rows * projected, block_length, bits)
+        codes, minimum, scale, flag = (output.tensor for output in outputs)
+        packed = codes, minimum, scale
+        launches = plan_project_quantize(
+            x, u, *packed, projected, *parameters, seed, sign_stream, stream, flag, threads
+        )
+        machine.run(launches)
+        assert_same_packed((*packed, flag), (*expected, expected_flag))
+        for output in outputs:
+            output.assert_intact()
+    # Codes alone would hide sums in another order.
+    signs = philox.signs(seed, sign_stream, width * projected, x.device).view(width, projected)
+    assert_same(product.tensor, reference._signed_product(x, signs, projected).view(-1), "products")
+    product.assert_intact()
+    out = Guarded(rows * width, x.dtype)
+    machine.run(
+        plan_dequantize_unproject(
+            *expected, out.tensor.view(rows, width), projected, *parameters, seed, sign_stream, threads
+        )
+    )
+    shape = rows, width, projected
+    values = reference.dequantize_unproject(*expected, *shape, *parameters, x.dtype, seed, sign_stream)
+    assert_same(out.tensor, values.reshape(-1), "values")
+    out.assert_intact()
+
+
+def check_masked(machine: Runs, x: Tensor, mask: Tensor, factor: float, threads: int = THREADS) -> None:
+    """Pack which of `x` are positive; keep and scale `x` where `mask` says so; all as the reference does."""
+    positive = Guarded(mask_bytes(x.numel()), torch.uint8)
+    machine.run(plan_pack_positive(x, positive.tensor, threads))
+    assert_same(positive.tensor, reference.pack_positive(x), "packed masks")
+    packed = reference.pack_mask(mask)
+    kept, scaled = Guarded(x.numel(), x.dtype), Guarded(x.numel(), x.dtype)
+    machine.run(plan_keep_where(x, packed, kept.tensor, threads))
+    assert_same(kept.tensor, reference.keep_where(x, packed), "kept values")
+    machine.run(plan_scale_where(x, packed, factor, scaled.tensor, threads))
+    assert_same(scaled.tensor, reference.scale_where(x, packed, factor), "scaled values")
+    for output in (positive, kept, scaled):
+        output.assert_intact()

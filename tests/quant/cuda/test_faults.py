@@ -27,6 +27,9 @@ SHORT = ("quantize.cu", "quantize_blocks<float, 2, 4>")
 GENERIC = (("quantize.cu", "find_ranges<float>"), ("quantize.cu", "encode<float, 2>"))
 DEQUANTIZE = ("dequantize.cu", "dequantize<float, 2>")
 MASKS = (("mask.cu", "pack_mask"), ("mask.cu", "unpack_mask"))
+MASKED = tuple(("mask.cu", f"{kernel}<float>") for kernel in ("pack_positive", "keep_where", "scale_where"))
+PROJECT = (("project.cu", "project<float>"), ("project.cu", "project_quantize<float, 2>"))
+UNPROJECT = (("unproject.cu", "dequantize_unproject<float, 2>"),)
 
 
 def check_edge(name: str) -> Callable[[parity.Runs], None]:
@@ -41,10 +44,23 @@ def check_kind(kind: str, numel: int, block_length: int) -> Callable[[parity.Run
     return lambda machine: parity.check_quantize(machine, x, block_length, 2, "clipped-normal")
 
 
+def check_masked(kind: str) -> Callable[[parity.Runs], None]:
+    x = parity.make_values(kind, 301, torch.float32, 1)
+    mask = parity.make_values("normal", 301, torch.float32, 2) > 0
+    return lambda machine: parity.check_masked(machine, x, mask, 1.25)
+
+
+def check_project(
+    rows: int, width: int, projected: int, block_length: int, kind: str = "normal"
+) -> Callable[[parity.Runs], None]:
+    x = parity.make_values(kind, rows * width, torch.float32, 1).view(rows, width)
+    return lambda machine: parity.check_project(machine, x, projected, block_length, 2, "clipped-normal")
+
+
 FAULTS = (
     Fault(
         "no clamp at the top",
-        "quantize.cu",
+        "rounding.cuh",
         "min(__float_as_int(multiply(subtract(value, grid.minimum), grid.inverse_scale)),\n"
         "                      __float_as_int((float)TOP));",
         "__float_as_int(multiply(subtract(value, grid.minimum), grid.inverse_scale));",
@@ -53,7 +69,7 @@ FAULTS = (
     ),
     Fault(
         "rounding to nearest",
-        "quantize.cu",
+        "rounding.cuh",
         "multiply((float)(noise >> 8), 1.0f / (1 << 24))",
         "0.5f",
         (SHORT,),
@@ -77,7 +93,7 @@ FAULTS = (
     ),
     Fault(
         "minimum rounded towards zero",
-        "quantize.cu",
+        "rounding.cuh",
         "(low < 0 ? low + 0xFFFF : low)",
         "low",
         (SHORT,),
@@ -85,7 +101,7 @@ FAULTS = (
     ),
     Fault(
         "scale rounded down",
-        "quantize.cu",
+        "rounding.cuh",
         "(__float_as_int(divide(span, top)) + 0xFFFF)",
         "__float_as_int(divide(span, top))",
         (SHORT,),
@@ -93,7 +109,7 @@ FAULTS = (
     ),
     Fault(
         "subnormals flushed",
-        "quantize.cu",
+        "rounding.cuh",
         "multiply(subtract(value, grid.minimum), grid.inverse_scale)",
         "multiply(fabsf(value - grid.minimum) < 1.1754944e-38f ? 0 : value - grid.minimum, grid.inverse_scale)",
         (SHORT,),
@@ -109,7 +125,7 @@ FAULTS = (
     ),
     Fault(
         "a NaN overlooked",
-        "quantize.cu",
+        "rounding.cuh",
         "if (!is_finite(low) || !is_finite(__float_as_int(span)) || !is_finite(scale))",
         "if (!is_finite(scale))",
         (SHORT,),
@@ -133,7 +149,7 @@ FAULTS = (
     ),
     Fault(
         "a block's border inside an octet overlooked",
-        "quantize.cu",
+        "rounding.cuh",
         "place.offset == (unsigned)block_length",
         "false",
         GENERIC,
@@ -186,6 +202,249 @@ FAULTS = (
         "(~signs[word] >> lane & 1u)",
         (("projection.cu", "fill_projection<unsigned>"),),
         lambda machine: parity.check_projection(machine, 13, 7, torch.float32),
+    ),
+    Fault(
+        "a broken block not told",
+        "rounding.cuh",
+        "if (metadata.scale == 0x7FC0 && broken) *broken = 1;",
+        "",
+        (SHORT,),
+        check_kind("broken", 3000, 64),
+    ),
+    Fault(
+        "a sound block told to be broken",
+        "rounding.cuh",
+        "if (metadata.scale == 0x7FC0 && broken)",
+        "if (broken)",
+        GENERIC,
+        check_kind("normal", 301, 63),
+    ),
+    Fault(
+        "a positive subnormal taken for 0",
+        "mask.cu",
+        "bits > 0 ||",
+        "bits >= 0x00800000 ||",
+        MASKED,
+        check_masked("subnormal"),
+    ),
+    Fault(
+        "0 taken for positive",
+        "mask.cu",
+        "bits > 0 ||",
+        "bits >= 0 ||",
+        MASKED,
+        check_masked("zeros"),
+    ),
+    Fault(
+        "a NaN with a sign taken for negative",
+        "mask.cu",
+        "(unsigned)bits > 0xFF800000u;",
+        "false;",
+        MASKED,
+        lambda machine: parity.check_masked(
+            machine, torch.tensor([-1] * 9, dtype=torch.int32).view(torch.float32), torch.ones(9, dtype=torch.bool), 1
+        ),
+    ),
+    Fault(
+        "rubbish behind the last bit",
+        "mask.cu",
+        "bits & (1u << count) - 1",
+        "bits",
+        MASKED,
+        lambda machine: parity.check_masked(machine, torch.ones(77), torch.ones(77, dtype=torch.bool), 1.25),
+    ),
+    Fault(
+        "the other values kept",
+        "mask.cu",
+        "if (!(bits[j] >> i & 1))",
+        "if (bits[j] >> i & 1)",
+        MASKED,
+        check_masked("normal"),
+    ),
+    Fault(
+        "values selected instead of multiplied",
+        "mask.cu",
+        "multiply(loaded[j][i], bits[j] >> i & 1 ? factors[1] : factors[0])",
+        "bits[j] >> i & 1 ? multiply(loaded[j][i], factor) : 0",
+        MASKED,
+        check_masked("normal"),
+    ),
+    Fault(
+        "a subnormal product flushed",
+        "mask.cu",
+        "loaded[j][i] = multiply(loaded[j][i], bits",
+        "loaded[j][i] = (fabsf(loaded[j][i]) < 1.1754944e-38f ? 0 : 1) * multiply(loaded[j][i], bits",
+        MASKED,
+        check_masked("subnormal"),
+    ),
+    Fault(
+        "no barrier between a chunk's staging and its sums",
+        "project.cu",
+        "wait_for_copies();\n        __syncthreads();",
+        "wait_for_copies();",
+        PROJECT,
+        check_project(70, 40, 16, 16),
+    ),
+    Fault(
+        "no barrier between a chunk's sums and the next one's staging",
+        "project.cu",
+        "add_chunk(stage, tile, seat, sums);\n        __syncthreads();",
+        "add_chunk(stage, tile, seat, sums);",
+        PROJECT,
+        check_project(70, 40, 16, 16),
+    ),
+    Fault(
+        "no barrier between the sums and their ranges",
+        "project.cu",
+        "    }\n    __syncthreads();\n\n    const int teams",
+        "    }\n\n    const int teams",
+        PROJECT,
+        check_project(70, 40, 16, 64),
+    ),
+    Fault(
+        "no barrier between the ranges and the codes",
+        "project.cu",
+        "    __syncthreads();\n\n    for (int at = threadIdx.x * OCTET",
+        "    for (int at = threadIdx.x * OCTET",
+        PROJECT,
+        check_project(60, 40, 16, 16),
+    ),
+    Fault(
+        "the next row's signs",
+        "project.cu",
+        "from - start + k, first",
+        "from - start + k + 1, first",
+        PROJECT,
+        check_project(20, 40, 16, 16),
+    ),
+    Fault(
+        "the first signs over and over",
+        "project.cu",
+        "start * (unsigned long long)projected + first_column",
+        "first_column",
+        PROJECT,
+        check_project(20, 140, 16, 16),
+    ),
+    Fault(
+        "the signs of the first columns in every tile",
+        "project.cu",
+        "start * (unsigned long long)projected + first_column",
+        "start * (unsigned long long)projected",
+        PROJECT,
+        check_project(20, 40, 140, 8),
+    ),
+    Fault(
+        "sums in descending order",
+        "product.cuh",
+        "for (int k = 0; k < 4; ++k) {",
+        "for (int k = 3; k >= 0; --k) {",
+        PROJECT,
+        check_project(20, 40, 16, 16),
+    ),
+    Fault(
+        "sums of four at a time",
+        "product.cuh",
+        "const int columns = tile.columns();",
+        "const int columns = tile.columns(); Sums before = {}; std::swap(before, sums); struct Join { Sums &a, &b; "
+        "~Join() { for (int i = 0; i < 32; ++i) a[i / 8][i % 8] += b[i / 8][i % 8]; } } join{sums, before};",
+        PROJECT,
+        check_project(20, 40, 16, 16),
+    ),
+    Fault(
+        "no factor",
+        "product.cuh",
+        "multiply(sums[i][j], factor)",
+        "sums[i][j]",
+        PROJECT,
+        check_project(20, 40, 13, 13),
+    ),
+    Fault(
+        "a row behind the last one written",
+        "product.cuh",
+        "if (row >= rows) return;",
+        "if (row > rows) return;",
+        PROJECT,
+        check_project(21, 40, 13, 13),
+    ),
+    Fault(
+        "columns behind the last one written",
+        "product.cuh",
+        "if (i < count) at[i] = quad.values[i];",
+        "at[i] = quad.values[i];",
+        PROJECT,
+        check_project(21, 40, 13, 13),
+    ),
+    Fault(
+        "values behind a row's last one added, words",
+        "project.cu",
+        "const bool inside = column + offset < width;\n        if",
+        "const bool inside = true;\n        if",
+        PROJECT,
+        check_project(21, 20, 16, 16),
+    ),
+    Fault(
+        "values behind a row's last one added, one by one",
+        "project.cu",
+        "const bool inside = column + offset < width;\n        for",
+        "const bool inside = true;\n        for",
+        PROJECT,
+        check_project(21, 19, 16, 16),
+    ),
+    Fault(
+        "noise of the tile's own elements",
+        "project.cu",
+        "philox_pair(seed, stream, (first + at) / 4, noise);",
+        "philox_pair(seed, stream, at / 4, noise);",
+        PROJECT,
+        check_project(300, 20, 16, 16),
+    ),
+    Fault(
+        "no barrier between read values and their sums",
+        "unproject.cu",
+        "            __syncthreads();\n            add_chunk",
+        "            add_chunk",
+        UNPROJECT,
+        check_project(70, 40, 16, 16),
+    ),
+    Fault(
+        "no barrier between sums and the values read next",
+        "unproject.cu",
+        "add_chunk(stage, tile, seat, sums);\n            __syncthreads();",
+        "add_chunk(stage, tile, seat, sums);",
+        UNPROJECT,
+        check_project(70, 40, 36, 16),
+    ),
+    Fault(
+        "the signs of the first columns in every tile read back",
+        "unproject.cu",
+        "first_column * (unsigned long long)projected + begin",
+        "begin",
+        UNPROJECT,
+        check_project(20, 140, 16, 16),
+    ),
+    Fault(
+        "signs of a strip's first rows when they are many",
+        "unproject.cu",
+        "(row == 0 || projected > RUN)",
+        "row == 0",
+        UNPROJECT,
+        check_project(70, 120, 140, 16),
+    ),
+    Fault(
+        "a block's border inside four values overlooked",
+        "unproject.cu",
+        "place.offset == (unsigned)block_length",
+        "false",
+        UNPROJECT,
+        check_project(20, 20, 16, 13),
+    ),
+    Fault(
+        "codes of the strip's own elements",
+        "unproject.cu",
+        "const long long at = first + offset + i;",
+        "const long long at = offset + i;",
+        UNPROJECT,
+        check_project(300, 20, 16, 16),
     ),
 )
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from actbench.quant import reference
+from actbench.quant.launch import fits_tile
 from actbench.quant.layout import Layout, mask_bytes
 from actbench.quant.levels import level_table
 from tests.quant.cuda import parity
@@ -19,15 +20,58 @@ pytestmark = [
 LENGTHS = (1, 3, 8, 13, 16, 24, 63, 64, 76, 128, 256, 602, 1000, 1024, 1025, 4096, 2**20)
 
 
+# Rows, width, projected width, block length: several tiles, the last one ragged; with and without a buffer for x P.
+PROJECTED = (
+    (10_007, 128, 16, 16),
+    (5_003, 128, 16, 256),
+    (3_001, 602, 76, 76),
+    (3_001, 602, 76, 256),
+    (2_001, 500, 63, 100),
+    (1_001, 7, 1, 1),
+    (1_001, 1, 3, 64),
+    (41, 8415, 1052, 1052),
+    (301, 1433, 180, 2048),
+    (0, 128, 16, 16),
+)
+
+
+def make_flag() -> torch.Tensor:
+    return torch.zeros(1, dtype=torch.int32).pin_memory()
+
+
+def on_cpu(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor.cpu() for tensor in tensors)
+
+
+def assert_projected_parity(
+    x: torch.Tensor, projected: int, block_length: int, bits: int, on_gpu: torch.Tensor
+) -> None:
+    """`on_gpu` is `x` on the GPU, wherever it lies there."""
+    from actbench.quant import cuda
+
+    rows, width = x.shape
+    parameters = block_length, bits, level_table("clipped-normal", bits, block_length)
+    shape = rows, width, projected
+    told, expected_told = make_flag(), torch.zeros(1, dtype=torch.int32)
+    actual = cuda.project_quantize(on_gpu, projected, *parameters, 7, 11, 3, told)
+    expected = reference.project_quantize(x, projected, *parameters, 7, 11, 3, expected_told)
+    torch.cuda.synchronize()
+    parity.assert_same_packed(on_cpu(*actual, told), (*expected, expected_told))
+    values = cuda.dequantize_unproject(*actual, *shape, *parameters, x.dtype, 7, 11)
+    expected_values = reference.dequantize_unproject(*expected, *shape, *parameters, x.dtype, 7, 11)
+    parity.assert_same(values.cpu(), expected_values, "values")
+
+
 def assert_parity(
     x: torch.Tensor, block_length: int, bits: int, levels: tuple[float, ...], seed: int = 7, stream: int = 3
 ) -> None:
     from actbench.quant import cuda
 
-    actual = cuda.quantize(x.cuda(), block_length, bits, levels, seed, stream)
-    expected = reference.quantize(x, block_length, bits, levels, seed, stream)
-    for one, other, what in zip(actual, expected, ("codes", "minima", "scales"), strict=True):
-        parity.assert_same(one.cpu(), other, what)
+    told, expected_told = make_flag(), torch.zeros(1, dtype=torch.int32)
+    actual = cuda.quantize(x.cuda(), block_length, bits, levels, seed, stream, told)
+    expected = reference.quantize(x, block_length, bits, levels, seed, stream, expected_told)
+    torch.cuda.synchronize()
+    parity.assert_same_packed(on_cpu(*actual, told), (*expected, expected_told))
     values = cuda.dequantize(*actual, x.numel(), block_length, bits, levels, x.dtype)
     expected_values = reference.dequantize(*expected, x.numel(), block_length, bits, levels, x.dtype)
     parity.assert_same(values.cpu(), expected_values, "values")
@@ -77,6 +121,131 @@ def test_masks_and_projections_are_the_reference() -> None:
     for dtype in parity.DTYPES:
         actual = cuda.projection(602, 76, 7, 3, dtype, torch.device("cuda"))
         assert torch.equal(actual.cpu(), reference.projection(602, 76, 7, 3, dtype, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("bits", parity.BITS)
+@pytest.mark.parametrize("dtype", parity.DTYPES, ids=str)
+@pytest.mark.parametrize("shape", PROJECTED, ids=str)
+def test_projections_are_quantized_as_in_the_reference(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, bits: int
+) -> None:
+    rows, width, projected, block_length = shape
+    x = parity.make_values("normal", rows * width, dtype, 1).view(rows, width)
+    assert_projected_parity(x, projected, block_length, bits, x.cuda())
+
+
+def test_both_ways_to_project_are_among_the_shapes() -> None:
+    assert {fits_tile(*shape[2:]) for shape in PROJECTED} == {True, False}
+
+
+@pytest.mark.parametrize("kind", parity.KINDS)
+@pytest.mark.parametrize("block_length", [16, 13, 4097])
+def test_strange_values_are_projected_as_in_the_reference(block_length: int, kind: str) -> None:
+    for dtype in parity.DTYPES:
+        x = parity.make_values(kind, 2_003 * 100, dtype, 1).view(2_003, 100)
+        assert_projected_parity(x, 13, block_length, 2, x.cuda())
+
+
+@pytest.mark.parametrize("width", [128, 100, 33])
+def test_rows_without_alignment_are_projected(width: int) -> None:
+    for dtype in parity.DTYPES:
+        x = parity.make_values("normal", 1_001 * width + 1, dtype, 1)
+        assert_projected_parity(x[1:].view(1_001, width), 16, 64, 2, x.cuda()[1:].view(1_001, width))
+
+
+def test_masked_values_are_the_reference() -> None:
+    from actbench.quant import cuda
+
+    for dtype in parity.DTYPES:
+        for kind in parity.KINDS:
+            for numel in (0, 1, 7, 16, 17, 100_003):
+                whole = parity.make_values(kind, numel + 1, dtype, 1)
+                for x, on_gpu in ((whole, whole.cuda()), (whole[1:], whole.cuda()[1:])):
+                    packed = reference.pack_mask(torch.rand(x.numel()) < 0.5)
+                    parity.assert_same(cuda.pack_positive(on_gpu).cpu(), reference.pack_positive(x), "packed masks")
+                    kept = cuda.keep_where(on_gpu, packed.cuda())
+                    parity.assert_same(kept.cpu(), reference.keep_where(x, packed), "kept values")
+                    scaled = cuda.scale_where(on_gpu, packed.cuda(), 1 / 0.7)
+                    parity.assert_same(scaled.cpu(), reference.scale_where(x, packed, 1 / 0.7), "scaled values")
+
+
+def test_masked_values_keep_their_shape() -> None:
+    from actbench.quant import cuda
+
+    x = torch.randn(30, 5, device="cuda")
+    packed = cuda.pack_positive(x)
+    assert torch.equal(cuda.keep_where(x, packed), x.clamp(min=0))
+    assert torch.equal(cuda.scale_where(x.abs(), packed, 2.0), x.abs() * (x > 0) * 2)
+
+
+@pytest.mark.parametrize("block_length", [16, 4097])
+def test_a_broken_block_is_told_in_pinned_memory(block_length: int) -> None:
+    from actbench.quant import cuda
+
+    levels, told = level_table("uniform", 2, block_length), make_flag()
+    x = torch.randn(3_000, 32, device="cuda")
+    cuda.quantize(x, block_length, 2, levels, 7, 3, told)
+    cuda.project_quantize(x, 4, block_length, 2, levels, 7, 11, 3, told)
+    torch.cuda.synchronize()
+    assert told.item() == 0
+    x[-1, -1] = torch.inf
+    cuda.quantize(x, block_length, 2, levels, 7, 3, told)
+    torch.cuda.synchronize()
+    assert told.item() == 1
+    told.zero_()
+    cuda.project_quantize(x, 4, block_length, 2, levels, 7, 11, 3, told)
+    torch.cuda.synchronize()
+    assert told.item() == 1
+
+
+def test_projections_run_on_the_callers_stream() -> None:
+    from actbench.quant import cuda
+
+    parameters, shape = (64, 2, level_table("uniform", 2, 64)), (2**15, 128, 16)
+    x = torch.randn(2**15, 128)
+    expected = reference.project_quantize(x, 16, *parameters, 7, 11, 3)
+    expected_values = reference.dequantize_unproject(*expected, *shape, *parameters, x.dtype, 7, 11)
+    source = x.cuda()
+    warm = cuda.project_quantize(source, 16, *parameters, 7, 11, 3)
+    cuda.dequantize_unproject(*warm, *shape, *parameters, x.dtype, 7, 11)
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        late = torch.zeros_like(source)
+        torch.cuda._sleep(50_000_000)
+        late.copy_(source)
+        actual = cuda.project_quantize(late, 16, *parameters, 7, 11, 3)
+        values = cuda.dequantize_unproject(*actual, *shape, *parameters, x.dtype, 7, 11)
+    stream.synchronize()
+    for one, other in zip((*actual, values), (*expected, expected_values), strict=True):
+        assert torch.equal(one.cpu(), other)
+
+
+@pytest.mark.parametrize("block_length", [64, 4097])
+def test_projections_can_be_captured_into_a_graph(block_length: int) -> None:
+    from actbench.quant import cuda
+
+    parameters, shape = (block_length, 2, level_table("clipped-normal", 2, block_length)), (3_000, 128, 16)
+    x, told = torch.randn(3_000, 128, device="cuda"), make_flag()
+
+    def round_trip() -> torch.Tensor:
+        packed = cuda.project_quantize(x, 16, *parameters, 7, 11, 3, told)
+        return cuda.dequantize_unproject(*packed, *shape, *parameters, x.dtype, 7, 11)
+
+    round_trip()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = round_trip()
+    x.copy_(torch.randn(3_000, 128))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, round_trip())
+    assert told.item() == 0
+    x[5, 5] = torch.nan
+    graph.replay()
+    torch.cuda.synchronize()
+    assert told.item() == 1
 
 
 def test_kernels_run_on_the_callers_stream() -> None:
@@ -143,6 +312,35 @@ def test_the_allocator_sees_what_the_layout_says() -> None:
     packed = cuda.pack_mask(mask)
     assert torch.cuda.memory_allocated() - before == rounded(mask_bytes(x.numel()))
     assert packed.nbytes == mask_bytes(x.numel())
+    before = torch.cuda.memory_allocated()
+    positive = cuda.pack_positive(x)
+    assert torch.cuda.memory_allocated() - before == rounded(mask_bytes(x.numel()))
+    assert positive.nbytes == mask_bytes(x.numel())
+
+
+@pytest.mark.parametrize("block_length", [64, 4097])
+def test_a_projection_takes_no_memory_but_its_outputs_and_buffer(block_length: int) -> None:
+    from actbench.quant import cuda
+
+    def requested(what: str) -> int:
+        # Of blocks beyond 1 MiB the allocator may hand out more than was asked for.
+        return int(torch.cuda.memory_stats()[f"requested_bytes.all.{what}"])
+
+    rows, width, projected = shape = 100_003, 128, 16
+    parameters = block_length, 2, level_table("clipped-normal", 2, block_length)
+    x = torch.randn(rows, width, device="cuda")
+    buffer_bytes = 0 if fits_tile(projected, block_length) else 4 * rows * projected
+    packed = cuda.project_quantize(x, projected, *parameters, 7, 11, 3)
+    torch.cuda.reset_peak_memory_stats()
+    before = requested("current")
+    again = cuda.project_quantize(x, projected, *parameters, 7, 11, 3)
+    kept_bytes = Layout(rows * projected, block_length, 2).total_bytes
+    assert requested("peak") - before == kept_bytes + buffer_bytes
+    assert requested("current") - before == kept_bytes == sum(tensor.nbytes for tensor in again)
+    torch.cuda.reset_peak_memory_stats()
+    before = requested("current")
+    values = cuda.dequantize_unproject(*packed, *shape, *parameters, x.dtype, 7, 11)
+    assert requested("peak") - before == values.nbytes
 
 
 def test_a_tensor_that_is_not_contiguous_is_refused() -> None:

@@ -7,8 +7,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actbench.quant import reference
-from actbench.quant.launch import plan_dequantize, plan_pack_mask, plan_quantize, plan_unpack_mask
+from actbench.quant import philox, reference
+from actbench.quant.launch import (
+    Launch,
+    fits_tile,
+    plan_dequantize,
+    plan_dequantize_unproject,
+    plan_keep_where,
+    plan_pack_mask,
+    plan_pack_positive,
+    plan_project_quantize,
+    plan_quantize,
+    plan_scale_where,
+    plan_unpack_mask,
+)
 from actbench.quant.levels import level_table
 from tests.quant.cuda import emulate, parity
 
@@ -96,6 +108,140 @@ def test_projections_are_those_of_the_reference(
     parity.check_projection(emulate.emulator(), width, projected, dtype, seed, stream, cta)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    numel=st.integers(0, 3000),
+    offset=st.integers(0, 9),
+    dtype=dtypes,
+    kind=st.sampled_from(parity.KINDS),
+    factor=st.sampled_from((2.0, 1 / 0.7, -1.5, 1e-39, 3e38)),
+    cta=threads,
+)
+def test_masked_values_are_those_of_the_reference(
+    numel: int, offset: int, dtype: torch.dtype, kind: str, factor: float, cta: int
+) -> None:
+    x = parity.make_values(kind, numel + offset, dtype, numel)[offset:]
+    mask = parity.make_values("normal", numel, torch.float32, 1) > 0
+    parity.check_masked(emulate.emulator(), x, mask, factor, cta)
+
+
+@pytest.mark.parametrize("dtype", parity.DTYPES, ids=str)
+def test_every_16_bit_pattern_is_positive_kept_and_scaled_as_in_the_reference(dtype: torch.dtype) -> None:
+    every = torch.arange(2**16, dtype=torch.int32)
+    # Of float32 the patterns whose lower half is that of the smallest subnormal.
+    x = (every << 16 | 1).view(torch.float32) if dtype == torch.float32 else every.to(torch.int16).view(dtype)
+    mask = parity.make_values("normal", 2**16, torch.float32, 1) > 0
+    parity.check_masked(emulate.emulator(), x, mask, 1 / 0.7)
+
+
+widths = st.one_of(st.sampled_from((1, 2, 15, 16, 17, 63, 100, 128, 129, 200)), st.integers(1, 150))
+few_widths = st.one_of(st.sampled_from((1, 2, 4, 8, 13, 16, 17, 32, 76, 100, 128, 129, 140)), st.integers(1, 150))
+
+
+@settings(max_examples=250, deadline=None, derandomize=True)
+@given(
+    rows=st.one_of(st.integers(0, 70), st.integers(0, 600)),
+    width=widths,
+    projected=few_widths,
+    block_length=st.one_of(st.integers(1, 40), st.sampled_from((64, 128, 256, 1000, 1024, 2048))),
+    block_rows=st.sampled_from((0, 0, 1, 2, 4, 5, 16)),
+    offset=st.sampled_from((0, 0, 1, 3)),
+    bits=st.sampled_from(parity.BITS),
+    dtype=dtypes,
+    kind=st.sampled_from(("normal", "normal", *parity.KINDS)),
+    seed=keys,
+    sign_stream=keys,
+    stream=keys,
+    cta=st.sampled_from((128, 128, 64, 32)),
+)
+def test_projected_codes_and_values_are_those_of_the_reference(
+    rows: int,
+    width: int,
+    projected: int,
+    block_length: int,
+    block_rows: int,
+    offset: int,
+    bits: int,
+    dtype: torch.dtype,
+    kind: str,
+    seed: int,
+    sign_stream: int,
+    stream: int,
+    cta: int,
+) -> None:
+    rows = min(rows, 400_000 // (width * projected) + 5)
+    x = parity.make_values(kind, rows * width + offset, dtype, rows)[offset:].view(rows, width)
+    length = block_rows * projected or block_length
+    parity.check_project(
+        emulate.emulator(), x, projected, length, bits, "clipped-normal", seed, sign_stream, stream, cta
+    )
+
+
+# Rows, width, projected width, block length; the usual shapes with more than one tile, the last one ragged.
+FUSED = (
+    (300, 128, 16, 16),
+    (517, 33, 16, 256),
+    (300, 40, 4, 3),
+    (131, 50, 7, 20),
+    (60, 602, 76, 76),
+    (100, 64, 32, 2048),
+    (70, 30, 128, 4096),
+)
+BUFFERED = ((300, 33, 16, 4097), (70, 30, 128, 4104), (40, 20, 129, 129), (60, 64, 76, 256), (9, 1300, 163, 163))
+
+
+@pytest.mark.parametrize("cta", [64, 128])
+@pytest.mark.parametrize("shape", FUSED + BUFFERED, ids=str)
+def test_a_projection_is_one_kernel_where_blocks_fit_a_tile(shape: tuple[int, int, int, int], cta: int) -> None:
+    rows, width, projected, block_length = shape
+    assert fits_tile(projected, block_length) == (shape in FUSED)
+    x = parity.make_values("normal", rows * width, torch.float32, 1).view(rows, width)
+    parity.check_project(emulate.emulator(), x, projected, block_length, 2, "clipped-normal", threads=cta)
+
+
+@pytest.mark.parametrize("kind", parity.KINDS)
+@pytest.mark.parametrize("dtype", parity.DTYPES, ids=str)
+def test_strange_values_are_projected_as_in_the_reference(dtype: torch.dtype, kind: str) -> None:
+    x = parity.make_values(kind, 270 * 20, dtype, 1).view(270, 20)
+    for block_length in (10, 13):
+        parity.check_project(emulate.emulator(), x, 5, block_length, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(70, 8415, 1052, 1052), (33, 8415, 1052, 2048), (20, 1433, 180, 64)], ids=str)
+@pytest.mark.parametrize("dtype", parity.DTYPES, ids=str)
+def test_wide_projections_are_those_of_the_reference(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    rows, width, projected, block_length = shape
+    x = parity.make_values("normal", rows * width, dtype, 1).view(rows, width)
+    parity.check_project(emulate.emulator(), x, projected, block_length, 2)
+
+
+def test_a_tensor_without_columns_projects_to_zeros() -> None:
+    parity.check_project(emulate.emulator(), torch.zeros(30, 0), 4, 4, 2)
+
+
+@pytest.mark.parametrize("block_length", [8, 13, 1100])
+@pytest.mark.parametrize("at", [None, 0, 2200])
+def test_a_broken_block_is_told_wherever_it_is(at: int | None, block_length: int) -> None:
+    x = parity.make_values("normal", 2201, torch.float32, 1)
+    if at is not None:
+        x[at] = torch.inf
+    flag = torch.zeros(1, dtype=torch.int32)
+    reference.quantize(x, block_length, 2, level_table("uniform", 2, block_length), 7, 3, flag)
+    assert flag.item() == (at is not None)
+    parity.check_quantize(emulate.emulator(), x, block_length, 2)
+    parity.check_project(emulate.emulator(), x.view(-1, 31), 8, block_length, 2)
+
+
+def test_a_broken_block_need_not_be_told() -> None:
+    x = torch.full((300, 8), torch.nan)
+    levels = level_table("uniform", 2, 8)
+    codes, minimum, scale = (output.tensor for output in parity.make_outputs(2400, 8, 2)[:3])
+    emulate.emulator().run(plan_quantize(x, codes, minimum, scale, 8, 2, levels, 7, 3))
+    emulate.emulator().run(plan_project_quantize(x, None, codes, minimum, scale, 8, 8, 2, levels, 7, 11, 3))
+    assert scale.isnan().all()
+
+
 def make_sparse(numel: int, dtype: torch.dtype) -> torch.Tensor:
     """Zeros, of which only the pages that are touched take memory or disk."""
     with TemporaryFile() as file:
@@ -143,6 +289,58 @@ def test_the_end_of_a_mask_beyond_32_bit_indices() -> None:
     (launch,) = plan_unpack_mask(packed, out)
     machine.run([launch], launch.grid - 10)
     parity.assert_same(out[-tail:], mask[-tail:], "masks")
+
+
+def run_end(launches: list[Launch], share: float) -> None:
+    """Run the last `share` of the CTAs, and a few more."""
+    for launch in launches:
+        emulate.emulator().run([launch], max(int(launch.grid * (1 - share)) - 3, 0))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_end_of_a_projection_beyond_32_bit_indices(fused: bool) -> None:
+    width = projected = block_length = 64
+    bits, tail, seed, sign_stream, stream = 2, 500, 7, 11, 3
+    rows = 2**26 + 77
+    first = (rows - tail) // 64 * 64
+    x = make_sparse(rows * width, torch.float16).view(rows, width)
+    x[first:] = parity.make_values("normal", (rows - first) * width, torch.float16, 1).view(-1, width)
+    codes = make_sparse(rows * projected // 4, torch.uint8)
+    minimum, scale = make_sparse(rows, torch.bfloat16), make_sparse(rows, torch.bfloat16)
+    u = None if fused else make_sparse(rows * projected, torch.float32)
+    parameters = block_length, bits, level_table("clipped-normal", bits, block_length)
+    share = (rows - first) / rows
+    run_end(
+        plan_project_quantize(x, u, codes, minimum, scale, projected, *parameters, seed, sign_stream, stream), share
+    )
+    signs = philox.signs(seed, sign_stream, width * projected, x.device).view(width, projected)
+    product = reference._signed_product(x[first:], signs, projected).view(-1)
+    tables = reference._tables(parameters[2], x.device)
+    expected = reference._quantize_chunk(product, first * projected, block_length, bits, *tables, seed, stream)
+    parity.assert_same(codes[first * projected // 4 :], expected[0], "codes")
+    parity.assert_same(minimum[first:], expected[1], "minima")
+    parity.assert_same(scale[first:], expected[2], "scales")
+
+    out = make_sparse(rows * width, torch.bfloat16).view(rows, width)
+    run_end(plan_dequantize_unproject(codes, minimum, scale, out, projected, *parameters, seed, sign_stream), share)
+    values = reference.dequantize_unproject(
+        *expected, rows - first, width, projected, *parameters, torch.bfloat16, seed, sign_stream
+    )
+    parity.assert_same(out[first:], values, "values")
+
+
+def test_the_end_of_masked_values_beyond_32_bit_indices() -> None:
+    numel, tail = 2**32 + 12_345, 16_000 + 12_345 % 16
+    x, packed = make_sparse(numel, torch.float16), make_sparse(-(-numel // 8), torch.uint8)
+    x[-tail:] = parity.make_values("normal", tail, torch.float16, 1)
+    run_end(plan_pack_positive(x, packed), tail / numel)
+    bits = reference.pack_positive(x[-tail:])
+    parity.assert_same(packed[-bits.numel() :], bits, "packed masks")
+    out = make_sparse(numel, torch.float16)
+    run_end(plan_keep_where(x, packed, out), tail / numel)
+    parity.assert_same(out[-tail:], reference.keep_where(x[-tail:], bits), "kept values")
+    run_end(plan_scale_where(x, packed, 1.25, out), tail / numel)
+    parity.assert_same(out[-tail:], reference.scale_where(x[-tail:], bits, 1.25), "scaled values")
 
 
 def test_level_tables_travel_by_value() -> None:

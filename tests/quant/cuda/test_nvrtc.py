@@ -2,37 +2,72 @@ import re
 
 import pytest
 
+from actbench.errors import DeviceError
+from actbench.quant import nvrtc
 from actbench.quant.launch import kernel_names
-from tests.quant.cuda import nvrtc
+from actbench.quant.nvrtc import ARCHITECTURES, Compilation
 
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 EVERYDAY = re.compile(r"<float, 2|<float>|<Float16, 8|<unsigned>|_mask")
+# A product with ±1 is exact, so a multiply-add that is asked for has one rounding; none comes from a contraction.
+MULTIPLY_ADD = {"project.cu", "unproject.cu"}
+ASSEMBLY = re.compile(r"// begin inline asm.*?// end inline asm", re.DOTALL)
 
 
-def compile_all(architecture: str, kernels: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    sources = sorted({source for source, _ in kernels})
-    return [
-        nvrtc.compile_kernels(source, [kernel for where, kernel in kernels if where == source], architecture)
-        for source in sources
-    ]
+@pytest.fixture(autouse=True)
+def _library() -> None:
+    try:
+        nvrtc._library()
+    except DeviceError as error:
+        pytest.skip(str(error))
 
 
-def assert_fit(compiled: list[tuple[str, str]], count: int) -> None:
-    """No spills, and no instruction that rounds otherwise than the CPU."""
-    spills = [int(size) for _, log in compiled for size in re.findall(r"(\d+) bytes stack frame", log)]
-    assert spills == [0] * count
-    for ptx, _ in compiled:
-        assert ".ftz" not in ptx
-        assert "fma" not in ptx
+def compile_all(architecture: str, kernels: list[tuple[str, str]]) -> dict[str, Compilation]:
+    return {
+        source: nvrtc.compile_kernels(source, [kernel for where, kernel in kernels if where == source], architecture)
+        for source in sorted({source for source, _ in kernels})
+    }
+
+
+def assert_fit(compiled: dict[str, Compilation], kernels: list[tuple[str, str]]) -> None:
+    """Resources of every kernel, no spills, and no instruction that rounds otherwise than the CPU."""
+    resources = [each for one in compiled.values() for each in one.resources]
+    assert sorted((each.source, each.kernel) for each in resources) == sorted(kernels)
+    assert [each for each in resources if each.spilled_bytes] == []
+    assert all(16 <= each.registers <= 255 and each.shared_bytes <= 48 * 1024 for each in resources)
+    for source, one in compiled.items():
+        assert ".ftz" not in one.ptx
+        assert "fma" not in ASSEMBLY.sub("", one.ptx)
+        assert ("fma.rn.f32" in one.ptx) == ("fma" in one.ptx) == (source in MULTIPLY_ADD)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_usual_kernels_compile_without_spills(architecture: str) -> None:
     kernels = [name for name in kernel_names() if EVERYDAY.search(name[1])]
-    assert_fit(compile_all(architecture, kernels), len(kernels))
+    assert_fit(compile_all(architecture, kernels), kernels)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_without_spills(architecture: str) -> None:
-    assert_fit(compile_all(architecture, kernel_names()), len(kernel_names()))
+    assert_fit(compile_all(architecture, kernel_names()), kernel_names())
+
+
+def test_the_report_of_ptxas_is_read_kernel_by_kernel() -> None:
+    log = (
+        "ptxas info    : Compiling entry function 'a' for 'sm_90'\n"
+        "ptxas info    : Function properties for a\n"
+        "    16 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads\n"
+        "ptxas info    : Used 255 registers, used 1 barriers, 96 bytes smem\n"
+        "ptxas info    : Compiling entry function 'ab' for 'sm_90'\n"
+        "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
+        "ptxas info    : Used 32 registers\n"
+    )
+    spilled = nvrtc._parse_resources(log, "x.cu", "A", "a", "sm_90")
+    assert (spilled.registers, spilled.shared_bytes, spilled.spilled_bytes) == (255, 96, 28)
+    clean = nvrtc._parse_resources(log, "x.cu", "B", "ab", "sm_90")
+    assert (clean.registers, clean.shared_bytes, clean.spilled_bytes) == (32, 0, 0)
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(DeviceError, match="sm_42 is not one of sm_75"):
+        nvrtc.find_resources("sm_42")

@@ -168,7 +168,12 @@ inline int __float_as_int(float f) { return std::bit_cast<int>(f); }
 inline float add(float a, float b) { return a + b; }
 inline float subtract(float a, float b) { return a - b; }
 inline float multiply(float a, float b) { return a * b; }
+inline float multiply_add(float a, float b, float c) { return a * b + c; }  // a is ±1
 inline float divide(float a, float b) { return a / b; }
+inline void copy_asynchronously(float* shared, const float* global, bool present) {
+    if (present) std::memcpy(shared, global, 16); else std::memset(shared, 0, 16);
+}
+inline void wait_for_copies() {}
 inline float half_to_float(unsigned short half) {
     const int exponent = half >> 10 & 31, fraction = half & 1023, sign = half >> 15;
     const float size = exponent == 31 ? (fraction ? NAN : INFINITY)

@@ -1,0 +1,109 @@
+"""cuda.py with the emulator in CuPy's place: every function hands its kernels the right arguments."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import actbench.quant
+from actbench.quant import reference
+from actbench.quant.launch import Launch, fits_tile
+from actbench.quant.levels import level_table
+from tests.quant.cuda import emulate, parity
+
+NAME = "actbench.quant.cuda"
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    machine = emulate.emulator()
+    monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
+    real = vars(actbench.quant).get("cuda")
+    module = importlib.import_module(NAME)
+
+    def run(launches: list[Launch], _device: torch.device) -> None:
+        machine.run(launches)
+
+    monkeypatch.setattr(module, "_run", run)
+    yield module
+    # The next to import it must meet the real CuPy, or its absence.
+    del sys.modules[NAME], actbench.quant.cuda
+    if real is not None:
+        vars(actbench.quant)["cuda"] = real
+
+
+def flags() -> tuple[torch.Tensor, torch.Tensor]:
+    first, second = torch.zeros(2, 1, dtype=torch.int32).unbind()
+    return first, second
+
+
+@pytest.mark.parametrize("block_length", [16, 13])
+@pytest.mark.parametrize("kind", ["normal", "broken"])
+def test_quantize_and_dequantize(cuda: Any, kind: str, block_length: int) -> None:
+    x = parity.make_values(kind, 600, torch.float16, 1).view(20, 30)
+    parameters = block_length, 2, level_table("clipped-normal", 2, block_length)
+    told, expected_told = flags()
+    actual = cuda.quantize(x, *parameters, 7, 3, told)
+    expected = reference.quantize(x, *parameters, 7, 3, expected_told)
+    parity.assert_same_packed((*actual, told), (*expected, expected_told))
+    parity.assert_same_packed((*cuda.quantize(x, *parameters, 7, 3), told), (*expected, expected_told))
+    values = cuda.dequantize(*actual, 600, *parameters, torch.bfloat16)
+    parity.assert_same(values, reference.dequantize(*expected, 600, *parameters, torch.bfloat16), "values")
+
+
+@pytest.mark.parametrize(("projected", "block_length"), [(5, 10), (5, 4097), (1, 4)])
+@pytest.mark.parametrize("kind", ["normal", "broken"])
+@pytest.mark.parametrize("rows", [270, 0])
+def test_project_quantize_and_dequantize_unproject(
+    cuda: Any, rows: int, kind: str, projected: int, block_length: int
+) -> None:
+    assert fits_tile(projected, block_length) == (block_length != 4097)
+    x = parity.make_values(kind, rows * 33, torch.float32, 1).view(rows, 33)
+    parameters = block_length, 4, level_table("clipped-normal", 4, block_length)
+    told, expected_told = flags()
+    actual = cuda.project_quantize(x, projected, *parameters, 7, 11, 3, told)
+    expected = reference.project_quantize(x, projected, *parameters, 7, 11, 3, expected_told)
+    parity.assert_same_packed((*actual, told), (*expected, expected_told))
+    shape = rows, 33, projected
+    values = cuda.dequantize_unproject(*actual, *shape, *parameters, torch.float16, 7, 11)
+    expected_values = reference.dequantize_unproject(*expected, *shape, *parameters, torch.float16, 7, 11)
+    parity.assert_same(values, expected_values, "values")
+
+
+def test_masks(cuda: Any) -> None:
+    x = parity.make_values("broken", 333, torch.bfloat16, 1).view(9, 37)
+    packed = cuda.pack_positive(x)
+    parity.assert_same(packed, reference.pack_positive(x), "packed masks")
+    parity.assert_same(cuda.pack_mask(x > 0), reference.pack_mask(x > 0), "packed masks")
+    parity.assert_same(cuda.unpack_mask(packed, 333), reference.unpack_mask(packed, 333), "masks")
+    parity.assert_same(cuda.keep_where(x, packed), reference.keep_where(x, packed), "kept values")
+    parity.assert_same(cuda.scale_where(x, packed, 1.25), reference.scale_where(x, packed, 1.25), "scaled values")
+
+
+def test_projection(cuda: Any) -> None:
+    device = torch.device("cpu")
+    parity.assert_same(
+        cuda.projection(13, 7, 7, 3, torch.float16, device),
+        reference.projection(13, 7, 7, 3, torch.float16, device),
+        "entries",
+    )
+
+
+def test_only_contiguous_tensors_are_taken(cuda: Any) -> None:
+    x, levels = torch.zeros(8, 4).t(), level_table("uniform", 2, 8)
+    packed = torch.zeros(4, dtype=torch.uint8)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: cuda.quantize(x, 8, 2, levels, 7, 3),
+        lambda: cuda.project_quantize(x, 2, 8, 2, levels, 7, 11, 3),
+        lambda: cuda.pack_positive(x),
+        lambda: cuda.keep_where(x, packed),
+        lambda: cuda.scale_where(x, packed, 2.0),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=r"has strides \(1, 4\): pass tensor.contiguous\(\)"):
+            call()
