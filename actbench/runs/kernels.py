@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,7 +54,7 @@ class Case:
     operation: str
     block_length: int | None
     moved_bytes: int
-    inputs: list[Inputs]
+    inputs: Sequence[Inputs]
     ours: Operation
     oracle: Operation
     eager: Operation
@@ -88,7 +88,7 @@ def benchmark_kernels(
 
 
 def _row(
-    case: Case, shape: Shape, copies: list[Inputs], device: torch.device, repeats: int, compiled: bool
+    case: Case, shape: Shape, copies: Sequence[Inputs], device: torch.device, repeats: int, compiled: bool
 ) -> dict[str, Any]:
     turns: dict[str, Callable[[], float]] = {
         "copy": _turn(lambda target, source: target.copy_(source), copies, device),
@@ -131,14 +131,14 @@ def _quantiles(values: list[float]) -> dict[str, float]:
     return {"p10": tenths[0], "median": statistics.median(values), "p90": tenths[-1]}
 
 
-def _turn(operation: Operation, inputs: list[Inputs], device: torch.device) -> Callable[[], float]:
+def _turn(operation: Operation, inputs: Sequence[Inputs], device: torch.device) -> Callable[[], float]:
     """A function that measures seconds a call of `operation`, warm already."""
     for number in range(max(_WARMUP_CALLS, len(inputs))):
         operation(*inputs[number % len(inputs)])
     return _graph_turn(operation, inputs) if device.type == "cuda" else _clock_turn(operation, inputs, device)
 
 
-def _clock_turn(operation: Operation, inputs: list[Inputs], device: torch.device) -> Callable[[], float]:
+def _clock_turn(operation: Operation, inputs: Sequence[Inputs], device: torch.device) -> Callable[[], float]:
     clock = Clock(device)
 
     def turn() -> float:
@@ -150,7 +150,7 @@ def _clock_turn(operation: Operation, inputs: list[Inputs], device: torch.device
     return turn
 
 
-def _graph_turn(operation: Operation, inputs: list[Inputs]) -> Callable[[], float]:
+def _graph_turn(operation: Operation, inputs: Sequence[Inputs]) -> Callable[[], float]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     # What the calls return is let go inside the graph, whose pool keeps the memory.
@@ -164,7 +164,7 @@ def _graph_turn(operation: Operation, inputs: list[Inputs]) -> Callable[[], floa
         graph.replay()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end) / 1000 / len(inputs)
+        return float(begin.elapsed_time(end)) / 1000 / len(inputs)
 
     turn()
     return turn
@@ -218,11 +218,11 @@ def _cases(shape: Shape, device: torch.device) -> Iterator[Case]:
             length,
             moved,
             packed,
-            lambda *packed, packing=packing: dequantize(packed, packing),
-            lambda *packed, length=length, levels=levels: reference.dequantize(
-                *packed, numel, length, BITS, levels, torch.float32
+            lambda codes, minimum, scale, packing=packing: dequantize((codes, minimum, scale), packing),
+            lambda codes, minimum, scale, length=length, levels=levels: reference.dequantize(
+                codes, minimum, scale, numel, length, BITS, levels, torch.float32
             ).view(shape.rows, shape.width),
-            lambda *packed, length=length: _dequantize(*packed, numel, length),
+            lambda codes, minimum, scale, length=length: _dequantize(codes, minimum, scale, numel, length),
         )
         yield from _projected_cases(shape, xs, name)
     bits = [pack_positive(x) for x in xs]
@@ -271,11 +271,24 @@ def _projected_cases(shape: Shape, xs: list[Tensor], name: str) -> Iterator[Case
         length,
         moved,
         packed,
-        lambda *packed: dequantize(packed, packing, projection),
-        lambda *packed: reference.dequantize_unproject(
-            *packed, shape.rows, shape.width, projected, length, BITS, levels, torch.float32, _SEED, _SIGNS
+        lambda codes, minimum, scale: dequantize((codes, minimum, scale), packing, projection),
+        lambda codes, minimum, scale: reference.dequantize_unproject(
+            codes,
+            minimum,
+            scale,
+            shape.rows,
+            shape.width,
+            projected,
+            length,
+            BITS,
+            levels,
+            torch.float32,
+            _SEED,
+            _SIGNS,
         ),
-        lambda *packed: _dequantize(*packed, shape.rows * projected, length).view(-1, projected) @ matrix.t(),
+        lambda codes, minimum, scale: (
+            _dequantize(codes, minimum, scale, shape.rows * projected, length).view(-1, projected) @ matrix.t()
+        ),
     )
 
 
@@ -306,4 +319,5 @@ def _pack(mask: Tensor) -> Tensor:
 
 def _unpack(packed: Tensor, bits: int, numel: int) -> Tensor:
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
-    return (packed.unsqueeze(1) >> shifts & 2**bits - 1).view(-1)[:numel].to(torch.float32)
+    codes: Tensor = packed.unsqueeze(1) >> shifts & 2**bits - 1
+    return codes.view(-1)[:numel].to(torch.float32)
