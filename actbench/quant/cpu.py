@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -212,16 +214,58 @@ def _share(function: Callable[..., Any], arguments: tuple[Any, ...], count: int,
     Parts begin on multiples of `step` and are not much shorter than `least`.
     """
     threads = max(min(torch.get_num_threads(), count // max(least, step)), 1)
-    length = -(-count // (threads * step)) * step
-    parts = [(first, min(first + length, count)) for first in range(0, count, max(length, 1))]
-    waiting = [_pool().submit(function, *arguments, *part) for part in parts[1:]]
-    return [function(*arguments, *part) for part in parts[:1]] + [future.result() for future in waiting]
+    length = max(-(-count // (threads * step)) * step, 1)
+    waiting = [(first, min(first + length, count)) for first in range(0, count, length)]
+    run = _team() if len(waiting) > 1 else None
+    if run is None:
+        return [function(*arguments, *part) for part in waiting]
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def work(_: None) -> None:
+        # A team may turn out smaller than asked for, so parts are not tied to threads.
+        try:
+            while waiting:
+                with suppress(IndexError):
+                    part = waiting.pop()
+                    results.append(function(*arguments, *part))
+        except BaseException as error:
+            errors.append(error)
+
+    run(_WORK(work), None, len(waiting), 0)
+    if errors:
+        raise errors[0]
+    return results
+
+
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 @cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="actbench-quant")
+def _team() -> Callable[..., Any] | None:
+    """`GOMP_parallel` of the OpenMP that torch itself runs on, or None where there is none: then one thread works.
+
+    Between two of torch's operations its threads spin, and threads of any other kind wait until they stop.
+    """
+    if _forked:
+        return None
+    try:
+        parallel = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    parallel.argtypes = (_WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    parallel.restype = None
+    return parallel
 
 
-# A forked process has none of its parent's threads.
-os.register_at_fork(after_in_child=_pool.cache_clear)
+_forked = False
+
+
+def _remember_fork() -> None:
+    """A forked process has none of its parent's threads, and OpenMP would wait for them for ever."""
+    global _forked
+    _forked = True
+    _team.cache_clear()
+
+
+os.register_at_fork(after_in_child=_remember_fork)

@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -144,6 +145,20 @@ def test_masks_are_the_oracles(numel: int, dtype: torch.dtype, kind: str, factor
     assert_same(cpu.scale_where(x, packed, factor), reference.scale_where(x, packed, factor), "values")
 
 
+def test_an_error_in_a_thread_reaches_the_caller() -> None:
+    def fail(first: int, last: int) -> None:
+        if first:
+            raise ValueError(f"part from {first} to {last}")
+
+    with pytest.raises(ValueError, match="part from") if torch.get_num_threads() > 1 else nullcontext():
+        cpu._share(fail, (), 1000, 8, 1)
+
+
+def test_without_openmp_one_thread_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_team", lambda: None)
+    check_quantize(make_values("normal", 20_011, torch.float32, 1), 100, 2, level_table("uniform", 2, 100))
+
+
 def test_calls_from_many_threads_do_not_mix() -> None:
     xs = [make_values("normal", 20_011, torch.float32, seed) for seed in range(8)]
     levels = level_table("clipped-normal", 2, 100)
@@ -153,7 +168,7 @@ def test_calls_from_many_threads_do_not_mix() -> None:
         assert_same(codes, reference.quantize(x, 100, 2, levels, 7, 3)[0], "codes")
 
 
-def test_a_forked_process_has_threads_of_its_own() -> None:
+def test_a_forked_process_does_not_wait_for_its_parents_threads() -> None:
     x = torch.randn(5000)
     cpu.pack_positive(x)
     with multiprocessing.get_context("fork").Pool(1) as pool:
