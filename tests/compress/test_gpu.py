@@ -1,0 +1,100 @@
+"""`compress` on a GPU: forward is FP32's, the bytes are those predicted, and an error names its tensor."""
+
+import importlib.util
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import actbench
+from actbench.compress import Ledger, predict_saved_bytes
+from actbench.errors import NonFiniteError
+from actbench.graphs import mean_adjacency
+from actbench.models import Architecture, Network, operations
+from actbench.scheme import Scheme
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="needs CuPy"),
+]
+
+SAGE = Architecture("sage", 3, 32, 0.5, True)
+SCHEMES = ["fp32", "exact", "blockwise", "blockwise-vm", "blockwise:dropout=seed"]
+NODES, FEATURES, CLASSES = 3000, 40, 7
+
+
+def inputs() -> tuple[Tensor, Tensor]:
+    """Features, and the adjacency of a ring, whose rows have one entry: their sums know no order."""
+    nodes = torch.arange(NODES)
+    ring = torch.stack((nodes, nodes.roll(1)))
+    return torch.randn(NODES, FEATURES).cuda(), mean_adjacency(ring, NODES).cuda()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_forward_is_fp32s_and_the_bytes_are_those_predicted(scheme: str) -> None:
+    torch.manual_seed(0)
+    network = Network(SAGE, FEATURES, CLASSES).cuda()
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    x, adjacency = inputs()
+    results = []
+    for name in ("fp32", scheme):
+        network.load_state_dict(state)
+        torch.manual_seed(3)
+        with actbench.compress(name, seed=5), Ledger([x, adjacency, *network.parameters(), *network.buffers()]) as kept:
+            logits = network(x, adjacency)
+        network.zero_grad()
+        logits.sum().backward()
+        results.append((logits.detach(), torch.rand(3, device="cuda"), *(b.clone() for b in network.buffers())))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+    trace = operations(SAGE, NODES, FEATURES, CLASSES)
+    assert kept.total_bytes == predict_saved_bytes(trace, Scheme.parse(scheme), "cuda")
+
+
+@pytest.mark.parametrize("scheme", ["exact", "exact:dropout=seed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_relu_and_dropout_have_the_stock_gradient(dtype: torch.dtype, scheme: str) -> None:
+    x = torch.randn(400, 252, device="cuda").to(dtype)
+    gradients = []
+    for name in ("fp32", scheme):
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(3)
+        with actbench.compress(name):
+            out = F.dropout(F.relu(leaf * 1), 0.3)
+        out.backward(torch.linspace(-1, 1, x.numel(), device="cuda").view(x.shape).to(dtype))
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    assert torch.equal(gradients[0], gradients[1])
+
+
+def test_a_cpu_and_a_gpu_estimate_the_same_gradient() -> None:
+    """The codes are the same; what is left are two orders of 3,000 products, each side rounded to float32."""
+    x, gradient = torch.randn(NODES, FEATURES), torch.randn(NODES, CLASSES)
+    weights = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        linear = nn.Linear(FEATURES, CLASSES).to(device)
+        with actbench.compress("blockwise", seed=1):
+            out = linear(x.to(device))
+        out.backward(gradient.to(device))
+        assert linear.weight.grad is not None
+        weights.append(linear.weight.grad.cpu())
+    # |x̂| stays below 8 R^½ · R^½ with R = 5, the sums of |gradient| below 2 · NODES.
+    assert torch.allclose(weights[0], weights[1], rtol=0, atol=NODES * 2.0**-23 * 40 * 2)
+
+
+def test_what_cannot_be_packed_is_named_in_backward() -> None:
+    linear = nn.Linear(5, 2).cuda()
+    x = torch.randn(20, 5, device="cuda")
+    x[13, 2] = torch.nan
+    with actbench.compress("exact") as compression:
+        out = linear(x)
+    torch.cuda.synchronize()
+    with pytest.raises(NonFiniteError, match=r"the input of linear 1 \(float32 \[20, 5\]\) cannot be kept"):
+        out.sum().backward()
+    with compression:
+        linear(x)
+    with pytest.raises(NonFiniteError, match="the input of linear 1"):
+        compression.check()
