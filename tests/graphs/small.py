@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import scipy.sparse  # type: ignore[import-untyped]
+import scipy.sparse
 
 from actbench.graphs import Entry, find, loading
 
