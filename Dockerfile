@@ -10,6 +10,7 @@ RUN uv venv --python 3.12.11 "$VIRTUAL_ENV" && uv pip install \
     torch==2.11.0 \
     torch_geometric==2.8.1 \
     ogb==1.3.6 \
+    numba==0.68.1 \
     numpy==2.4.6 \
     scikit-learn==1.9.1 \
     typer==0.29.2 \
