@@ -56,7 +56,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._flags: dict[str, Tensor] = {}
-        self._names: dict[int, str] = {}
+        self._kept: dict[int, tuple[int, str]] = {}
 
     def flag(self, index: int, name: str, device: torch.device) -> Tensor:
         """int32 [1], to become 1 if the tensor `name`, the one with this number, cannot be packed on `device`."""
@@ -65,18 +65,18 @@ class Watch:
             flags = torch.zeros(_WATCHED, dtype=torch.int32, pin_memory=device.type == "cuda")
             self._flags[device.type] = flags
         slot = index % _WATCHED
-        self._names[slot] = name
+        self._kept[slot] = index, name
         return flags[slot : slot + 1]
 
     def check(self) -> None:
         """Raise `NonFiniteError` if a flag is set, with the name of the first; then all are forgotten."""
         for flags in self._flags.values():
             if flags.any():
-                slot = int(flags.nonzero()[0])
+                _, name = min(self._kept[slot] for slot in flags.nonzero().flatten().tolist())
                 flags.zero_()
                 raise NonFiniteError(
-                    f"{self._names[slot]} cannot be kept for backward: it has a NaN, an infinity or a range beyond "
-                    "float32; look at the data, or lower the learning rate."
+                    f"{name} cannot be kept for backward: it has a NaN, an infinity or a range beyond float32; "
+                    "look at the data, or lower the learning rate."
                 )
 
 

@@ -118,6 +118,10 @@ def _train(job: Job, device: torch.device, record: Record, report: Callable[[dic
                         "saved_bytes": record["saved_bytes"],
                     }
                 )
+        except FloatingPointError:
+            # On a GPU, whose forward nobody waited for, it may be known by now which tensor it began with.
+            compression.check()
+            raise
         finally:
             _write_peaks(memory, record)
 

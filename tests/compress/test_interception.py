@@ -10,6 +10,7 @@ from torch_geometric.nn import GCNConv, SAGEConv
 
 import actbench
 from actbench.compress import Ledger
+from actbench.compress.saved import Watch
 from actbench.errors import NonFiniteError, SchemeError
 from actbench.graphs import mean_adjacency
 
@@ -492,3 +493,14 @@ def test_a_flag_that_a_gpu_sets_late_is_found_in_backward_or_by_the_next_forward
         pass
     with compression:
         linear(x)
+
+
+def test_the_first_of_many_that_cannot_be_packed_is_named_after_any_number_of_others() -> None:
+    watch, device = Watch(), torch.device("cpu")
+    for index in range(3000):
+        flag = watch.flag(index, f"tensor {index}", device)
+        if index >= 2040:
+            flag.fill_(1)
+    with pytest.raises(NonFiniteError, match="tensor 2040 cannot"):
+        watch.check()
+    watch.check()
