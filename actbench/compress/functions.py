@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -147,20 +146,23 @@ class Dropout(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float, inplace: bool, by_seed: bool) -> Tensor:
         """Keeps which elements survive, or the generator's state before they were drawn."""
-        ctx.p, ctx.dtype, ctx.by_seed = p, x.dtype, by_seed and _can_be_drawn_again(x)
+        # Stock CUDA draws in place as a CPU does, and otherwise in a kernel of its own.
+        fused = x.is_cuda and not inplace
+        ctx.p, ctx.dtype = p, x.dtype
+        ctx.by_seed = by_seed and _can_be_drawn_again(x) and fused == x.is_cuda
         state = _generator(x).get_state() if ctx.by_seed else None
-        if x.is_cuda:
+        if fused:
             ctx.factor = 1 / (1 - p)
             out, mask = torch.native_dropout(x, p, True)
             packed = pack_mask(mask) if state is None else state
         else:
-            # The CPU's dropout multiplies by noise / (1 - p), rounded to the input's dtype.
-            ctx.factor = float(torch.ones(1, dtype=x.dtype).div_(1 - p))
-            if x.is_contiguous():
+            # A multiplication by noise / (1 - p), rounded to the input's dtype.
+            ctx.factor = float(torch.ones(1, dtype=x.dtype, device=x.device).div_(1 - p))
+            if x.is_contiguous() and not x.is_cuda:
                 packed = pack_mask(_draw(x.shape, p))
                 out = scale_where(x, packed, ctx.factor)
             else:
-                noise = F.dropout(torch.ones_like(x), p, True)
+                noise = torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
                 packed, out = pack_mask(noise != 0), x * noise
         ctx.save_for_backward(packed if state is None else state)
         if inplace:
@@ -180,7 +182,7 @@ class Dropout(Function):
 
 def _draw(shape: torch.Size, p: float, generator: torch.Generator | None = None) -> Tensor:
     """Which elements survive a dropout on a CPU, int32: the bits that F.dropout draws for a contiguous tensor."""
-    return torch.empty(shape, dtype=torch.int32).bernoulli_(1 - p, generator=generator)
+    return torch.empty(shape, dtype=torch.int32, device="cpu").bernoulli_(1 - p, generator=generator)
 
 
 def _generator(x: Tensor) -> torch.Generator:
@@ -197,9 +199,12 @@ def _can_be_drawn_again(x: Tensor) -> bool:
 
 
 def _draw_again(like: Tensor, dtype: torch.dtype, p: float, state: Tensor) -> Tensor:
-    """The mask of a dropout of `dtype`, `like`'s shape and device that began at the generator's `state`."""
+    """The mask of a dropout of `dtype`, `like`'s shape and device that began at the generator's `state`.
+
+    On CUDA the device's only generator is set back meanwhile: other threads must not draw from it.
+    """
     if not like.is_cuda:
-        generator = torch.Generator()
+        generator = torch.Generator("cpu")
         generator.set_state(state)
         return _draw(like.shape, p, generator)
     generator = _generator(like)

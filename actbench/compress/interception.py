@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -83,7 +84,7 @@ class Compression(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def check(self) -> None:
-        """Raise `NonFiniteError`, naming the tensor, if one of the last 1,024 could not be packed; waits for GPUs.
+        """Raise `NonFiniteError`, naming the tensor, if one that was kept could not be packed; waits for GPUs.
 
         Not needed on a CPU, where forward raises it. On a GPU forward does not wait: the error comes with backward or
         with the next forward, whichever is the first to know.
@@ -130,8 +131,23 @@ def _compressible(x: Any) -> bool:
 
 
 def _apply(function: type[Function], *arguments: Any) -> Tensor:
-    out: Tensor = function.apply(*arguments)
+    out: Tensor = _application(function)(*arguments)
     return out
+
+
+# What torch.compiler.disable sets, whose import takes a second and some 100 MiB: torch.compile breaks its graph here.
+_apply._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
+def _application(function: type[Function]) -> Callable[..., Any]:
+    """`function.apply`, which torch.compile must not look into either."""
+    return _hidden_application(function) if "torch._dynamo" in sys.modules else function.apply
+
+
+@cache
+def _hidden_application(function: type[Function]) -> Callable[..., Any]:
+    hidden: Callable[..., Any] = torch.compiler.disable(function.apply)
+    return hidden
 
 
 # A handler's parameters are the intercepted function's own, so that Python binds a call's positional and keyword

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import torch
@@ -16,7 +18,7 @@ from actbench.scheme import Scheme
 
 GENERATOR_BYTES: Final = {"cpu": 5056, "cuda": 16}
 """What torch's generator of a device takes to be set back: a Mersenne twister's state, or a seed and an offset."""
-_WATCHED: Final = 1024
+_WATCHED: Final = 2**14
 
 
 @dataclass(frozen=True)
@@ -48,36 +50,53 @@ def dropout_bytes(numel: int, scheme: Scheme, device: str) -> int:
 
 
 class Watch:
-    """Knows the names of the last 1,024 tensors that were kept, and which of them could not be packed.
+    """Knows which of the tensors that were kept could not be packed, and their names.
 
     The quantizer itself notices a block that it cannot pack and sets the tensor's flag, which lies in host memory on
-    every device: nothing is read twice and nobody waits for a GPU.
+    every device: nothing is read twice and nobody waits for a GPU. Of all watches the last 16,384 tensors have flags.
     """
 
     def __init__(self) -> None:
-        self._flags: dict[str, Tensor] = {}
-        self._kept: dict[int, tuple[int, str]] = {}
+        self._names: dict[tuple[str, int], tuple[int, str]] = {}
 
-    def flag(self, index: int, name: str, device: torch.device) -> Tensor:
-        """int32 [1], to become 1 if the tensor `name`, the one with this number, cannot be packed on `device`."""
-        flags = self._flags.get(device.type)
-        if flags is None:
-            flags = torch.zeros(_WATCHED, dtype=torch.int32, pin_memory=device.type == "cuda")
-            self._flags[device.type] = flags
-        slot = index % _WATCHED
-        self._kept[slot] = index, name
+    def flag(self, name: str, device: torch.device) -> Tensor:
+        """int32 [1], to become 1 if the tensor `name` cannot be packed on `device`."""
+        flags, number = _flags(device.type), next(_numbers)
+        slot = number % _WATCHED
+        flags[slot] = 0
+        _holders[device.type, slot] = number
+        self._names[device.type, slot] = number, name
         return flags[slot : slot + 1]
 
     def check(self) -> None:
-        """Raise `NonFiniteError` if a flag is set, with the name of the first; then all are forgotten."""
-        for flags in self._flags.values():
-            if flags.any():
-                _, name = min(self._kept[slot] for slot in flags.nonzero().flatten().tolist())
-                flags.zero_()
-                raise NonFiniteError(
-                    f"{name} cannot be kept for backward: it has a NaN, an infinity or a range beyond float32; "
-                    "look at the data, or lower the learning rate."
-                )
+        """Raise `NonFiniteError` with the name of the first tensor whose flag is set, and forget them all."""
+        kinds = {kind for kind, _ in self._names}
+        if not any(_flags(kind).any() for kind in kinds):
+            return
+        if "cuda" in kinds and not torch.cuda.is_current_stream_capturing():
+            # What spoiled one tensor spoils those after it, whose kernels may still have to say so.
+            torch.cuda.synchronize()
+        self._names = {place: named for place, named in self._names.items() if _holders[place] == named[0]}
+        found = [(named, place) for place, named in self._names.items() if _flags(place[0])[place[1]]]
+        if not found:
+            return
+        for _, (kind, slot) in found:
+            _flags(kind)[slot] = 0
+        (_, name), _ = min(found)
+        raise NonFiniteError(
+            f"{name} cannot be kept for backward: it has a NaN, an infinity or a range beyond float32; "
+            "look at the data, or lower the learning rate."
+        )
+
+
+_numbers = itertools.count()
+_holders: dict[tuple[str, int], int] = {}
+
+
+@cache
+def _flags(kind: str) -> Tensor:
+    """Flags of the tensors on devices of a kind; never freed, since a kernel may be late to write to one."""
+    return torch.zeros(_WATCHED, dtype=torch.int32, device="cpu", pin_memory=kind == "cuda")
 
 
 @dataclass(frozen=True)
@@ -118,7 +137,7 @@ class Kept:
 
     def pack(self, x: Tensor) -> Packed:
         """Pack `x` [rows, width]. On a CPU raises `NonFiniteError` if that cannot be done."""
-        flag = self.watch.flag(self.noise.index, self.name, x.device)
+        flag = self.watch.flag(self.name, x.device)
         packed = quantize(x, self.packing, self.noise.seed, self.noise.rounding_stream, self.projection, flag)
         if not x.is_cuda:
             self.watch.check()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from actbench.quant.layout import Layout, mask_bytes
 
 # Handing work to another thread takes as long as some ten thousand values take on this one.
 _VALUES_A_THREAD = 2**15
+# Named everywhere, since a user may have set another default.
+_CPU = torch.device("cpu")
 
 
 def quantize(
@@ -33,8 +35,8 @@ def quantize(
     """Quantize contiguous `x`; see reference.py."""
     values = _flat(x)
     layout = Layout(values.numel(), block_length, bits)
-    codes = torch.empty(layout.code_bytes, dtype=torch.uint8)
-    minimum = torch.empty(layout.blocks, dtype=torch.bfloat16)
+    codes = torch.empty(layout.code_bytes, dtype=torch.uint8, device=_CPU)
+    minimum = torch.empty(layout.blocks, dtype=torch.bfloat16, device=_CPU)
     scale = torch.empty_like(minimum)
     array, places = values.numpy(), (minimum.view(torch.uint16).numpy(), scale.view(torch.uint16).numpy())
     noise = np.uint64(seed % 2**64), np.uint64(stream % 2**64)
@@ -61,7 +63,7 @@ def dequantize(
     dtype: torch.dtype,
 ) -> Tensor:
     """The values that `quantize` packed, `dtype` [numel]."""
-    out = torch.empty(numel, dtype=torch.float32)
+    out = torch.empty(numel, dtype=torch.float32, device=_CPU)
     edges, _, is_uniform = _tables(levels)
     places = minimum.view(torch.uint16).numpy(), scale.view(torch.uint16).numpy()
     _share(
@@ -118,14 +120,14 @@ def projection(width: int, projected: int, seed: int, stream: int, dtype: torch.
 
 def pack_positive(x: Tensor) -> Tensor:
     """Bits of ¬(x <= 0), lowest first: uint8 [⌈numel/8⌉]."""
-    packed = torch.empty(mask_bytes(x.numel()), dtype=torch.uint8)
+    packed = torch.empty(mask_bytes(x.numel()), dtype=torch.uint8, device=_CPU)
     _share_bytes(loops.pack_positive, _flat(x).numpy(), packed.numpy())
     return packed
 
 
 def pack_mask(mask: Tensor) -> Tensor:
     """Bits of a contiguous boolean or int32 tensor, lowest first: uint8 [⌈numel/8⌉]."""
-    packed = torch.empty(mask_bytes(mask.numel()), dtype=torch.uint8)
+    packed = torch.empty(mask_bytes(mask.numel()), dtype=torch.uint8, device=_CPU)
     flat = mask.view(-1)
     _share_bytes(
         loops.pack_mask, (flat.view(torch.uint8) if mask.dtype == torch.bool else flat).numpy(), packed.numpy()
@@ -135,7 +137,7 @@ def pack_mask(mask: Tensor) -> Tensor:
 
 def unpack_mask(packed: Tensor, numel: int) -> Tensor:
     """The mask that `pack_mask` packed: bool [numel]."""
-    mask = torch.empty(numel, dtype=torch.bool)
+    mask = torch.empty(numel, dtype=torch.bool, device=_CPU)
     _share_bytes(loops.unpack_mask, packed.numpy(), mask.view(torch.uint8).numpy())
     return mask
 
@@ -160,7 +162,7 @@ def compile_loops() -> None:
 
     What the compiler takes of memory stays with the process, so a process that measures its own lets another one do it.
     """
-    x, levels = torch.ones(8, 8), tuple(map(float, range(4)))
+    x, levels = torch.ones(8, 8, dtype=torch.float32, device=_CPU), tuple(map(float, range(4)))
     packed = project_quantize(x, 4, 8, 2, levels, 0, 0, 1)
     dequantize_unproject(*packed, 8, 8, 4, 8, 2, levels, x.dtype, 0, 0)
     unpack_mask(pack_mask(x > 0), 64)
@@ -171,7 +173,7 @@ def compile_loops() -> None:
 
 def _flat(x: Tensor) -> Tensor:
     """All of `x` in a row, float32, without its gradient."""
-    return x.detach().reshape(-1).to(torch.float32)
+    return x.detach().reshape(-1).to(torch.float32).resolve_neg()
 
 
 @lru_cache(maxsize=256)
@@ -189,9 +191,9 @@ def _signs(width: int, projected: int, seed: int, stream: int) -> loops.Floats:
 
 
 def _signed_product(x: Tensor, signs: loops.Floats, columns: int, projected: int) -> Tensor:
-    out = torch.empty(x.shape[0], columns)
+    out = torch.empty(x.shape[0], columns, dtype=torch.float32, device=_CPU)
     factor = np.float32(projected**-0.5)
-    source = x.detach().to(torch.float32).contiguous().numpy()
+    source = x.detach().to(torch.float32).contiguous().resolve_neg().numpy()
     _share(
         loops.signed_product,
         (source, signs, factor, out.numpy()),
@@ -221,20 +223,27 @@ def _share(function: Callable[..., Any], arguments: tuple[Any, ...], count: int,
         return [function(*arguments, *part) for part in waiting]
     results: list[Any] = []
     errors: list[BaseException] = []
+    finished: set[int] = set()
 
     def work(_: None) -> None:
         # A team may turn out smaller than asked for, so parts are not tied to threads.
         try:
             while waiting:
-                with suppress(IndexError):
+                try:
                     part = waiting.pop()
-                    results.append(function(*arguments, *part))
+                except IndexError:
+                    break
+                results.append(function(*arguments, *part))
+            finished.add(threading.get_ident())
         except BaseException as error:
             errors.append(error)
 
     run(_WORK(work), None, len(waiting), 0)
     if errors:
         raise errors[0]
+    if threading.get_ident() not in finished:
+        # ctypes prints what interrupts a callback before its first line, and forgets it.
+        raise KeyboardInterrupt
     return results
 
 

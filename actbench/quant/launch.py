@@ -283,7 +283,7 @@ def plan_projection(out: Tensor, seed: int, stream: int, threads: int = THREADS)
     """Launches that fill `out` [width, projected] with ±1/√projected."""
     if out.numel() == 0:
         return []
-    magnitude = torch.tensor(out.shape[1] ** -0.5, dtype=torch.float32).to(out.dtype)
+    magnitude = torch.tensor(out.shape[1] ** -0.5, dtype=torch.float32, device="cpu").to(out.dtype)
     pattern = magnitude.view(torch.uint32 if out.dtype == torch.float32 else torch.uint16).numpy()
     return [
         Launch(

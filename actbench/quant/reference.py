@@ -153,14 +153,14 @@ def projection(width: int, projected: int, seed: int, stream: int, dtype: torch.
 
 def _signed_product(x: Tensor, signs: Tensor, projected: int) -> Tensor:
     """float32 [n, R] of `x` [n, D] times `signs` [D, R], summed in the order of D, over √projected."""
-    total = torch.zeros(x.shape[0], signs.shape[1], device=x.device)
+    total = torch.zeros(x.shape[0], signs.shape[1], dtype=torch.float32, device=x.device)
     for column, sign in zip(x.to(torch.float32).unbind(1), signs, strict=True):
         total.add_(column.unsqueeze(1) * sign)
     return total.mul_(projected**-0.5)
 
 
 def _tables(levels: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    edges = torch.tensor(levels, dtype=torch.float32)
+    edges = torch.tensor(levels, dtype=torch.float32, device="cpu")
     return edges.to(device), (1 / edges.diff()).to(device)
 
 
@@ -196,7 +196,7 @@ def _quantize_chunk(
     t = t.sub_(edges[lower]).mul_(inverse_widths[lower])
     up = philox.uniform(seed, stream, first, numel, values.device) < t
     codes = _pack_bits(lower.add_(up).to(torch.uint8), bits)
-    return codes, minimum.view(-1).to(torch.bfloat16), scale.view(-1).to(torch.bfloat16)
+    return codes, _to_bfloat16(minimum), _to_bfloat16(scale)
 
 
 def _round_range(low: Tensor, high: Tensor, top: int) -> tuple[Tensor, Tensor]:
@@ -213,6 +213,13 @@ def _round_range(low: Tensor, high: Tensor, top: int) -> tuple[Tensor, Tensor]:
     broken = ~(torch.isfinite(span) & torch.isfinite(scale) & torch.isfinite(low))
     nan = torch.full_like(low, torch.nan)
     return torch.where(broken, nan, minimum), torch.where(broken, nan, scale)
+
+
+def _to_bfloat16(values: Tensor) -> Tensor:
+    """`values`, which are bfloat16 numbers or NaN, in a row; of a NaN's many patterns the usual one."""
+    flat = values.view(-1).to(torch.bfloat16)
+    flat.view(torch.int16)[flat.isnan()] = 0x7FC0
+    return flat
 
 
 def _pack_bits(codes: Tensor, bits: int) -> Tensor:

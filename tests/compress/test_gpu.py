@@ -55,18 +55,20 @@ def test_forward_is_fp32s_and_the_bytes_are_those_predicted(scheme: str) -> None
 
 @pytest.mark.parametrize("scheme", ["exact", "exact:dropout=seed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_relu_and_dropout_have_the_stock_gradient(dtype: torch.dtype, scheme: str) -> None:
+@pytest.mark.parametrize("inplace", [False, True])
+def test_relu_and_dropout_have_the_stock_result_and_gradient(inplace: bool, dtype: torch.dtype, scheme: str) -> None:
     x = torch.randn(400, 252, device="cuda").to(dtype)
-    gradients = []
+    results: list[Tensor] = []
     for name in ("fp32", scheme):
         leaf = x.clone().requires_grad_()
         torch.manual_seed(3)
         with actbench.compress(name):
-            out = F.dropout(F.relu(leaf * 1), 0.3)
+            out = F.dropout(F.relu(leaf * 1, inplace), 0.3, inplace=inplace)
         out.backward(torch.linspace(-1, 1, x.numel(), device="cuda").view(x.shape).to(dtype))
         assert leaf.grad is not None
-        gradients.append(leaf.grad)
-    assert torch.equal(gradients[0], gradients[1])
+        results += [out.detach(), leaf.grad]
+    assert torch.equal(results[0], results[2])
+    assert torch.equal(results[1], results[3])
 
 
 def test_a_cpu_and_a_gpu_estimate_the_same_gradient() -> None:

@@ -484,7 +484,7 @@ def test_a_flag_that_a_gpu_sets_late_is_found_in_backward_or_by_the_next_forward
     with actbench.compress("exact") as compression:
         out = linear(x)
         kept = out.grad_fn.kept
-        late = compression._watch.flag(kept.noise.index, kept.name, x.device)
+        late = compression._watch.flag(kept.name, x.device)
     late.fill_(1)
     with pytest.raises(NonFiniteError, match="the input of linear 1"):
         out.sum().backward()
@@ -495,12 +495,54 @@ def test_a_flag_that_a_gpu_sets_late_is_found_in_backward_or_by_the_next_forward
         linear(x)
 
 
-def test_the_first_of_many_that_cannot_be_packed_is_named_after_any_number_of_others() -> None:
-    watch, device = Watch(), torch.device("cpu")
-    for index in range(3000):
-        flag = watch.flag(index, f"tensor {index}", device)
-        if index >= 2040:
-            flag.fill_(1)
-    with pytest.raises(NonFiniteError, match="tensor 2040 cannot"):
+def test_the_first_of_many_that_cannot_be_packed_is_named_and_others_are_not_blamed() -> None:
+    watch, other, device = Watch(), Watch(), torch.device("cpu")
+    for index in range(20_000):
+        (watch if index % 2 else other).flag(f"tensor {index}", device)
+    watch.check()
+    flags = [watch.flag(f"late tensor {index}", device) for index in range(3000)]
+    for flag in flags[40:]:
+        flag.fill_(1)
+    other.check()
+    with pytest.raises(NonFiniteError, match="late tensor 40 cannot"):
         watch.check()
     watch.check()
+
+
+@pytest.mark.parametrize("operation", [F.relu, F.dropout, nn.Linear(8, 8)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_a_compiled_model_breaks_its_graph_and_gives_the_same(operation: Callable[[Tensor], Tensor]) -> None:
+    linear = nn.Linear(8, 8)
+    x = torch.randn(40, 8)
+    results = []
+    compiled: Callable[[Tensor], Tensor] = torch.compile(lambda z: operation(linear(z)), backend="eager")
+    for function in (lambda z: operation(linear(z)), compiled):
+        torch.manual_seed(0)
+        linear.zero_grad()
+        with actbench.compress("exact", seed=3):
+            out = function(x)
+        out.sum().backward()
+        assert linear.weight.grad is not None
+        results.append((out.detach(), linear.weight.grad.clone()))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("scheme", ["blockwise", "exact:dropout=seed"])
+def test_defaults_of_a_users_own_do_not_matter(scheme: str) -> None:
+    """Another default device and dtype than the tensors', as large models are built with."""
+    linear, x = nn.Linear(80, 80), torch.randn(600, 80)
+    gradients = []
+    for device, dtype in (("cpu", torch.float32), ("meta", torch.bfloat16)):
+        linear.zero_grad()
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device(device), actbench.compress(scheme, seed=3):
+                torch.manual_seed(0)
+                out = F.dropout(F.relu(linear(x)))
+                out.backward(torch.ones_like(out))
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert linear.weight.grad is not None
+        gradients.append(linear.weight.grad.clone())
+    assert torch.equal(*gradients)
