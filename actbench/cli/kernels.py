@@ -14,8 +14,9 @@ from actbench.cli.options import Format, expand_home
 from actbench.errors import OutputError, UsageError
 from actbench.quant import nvrtc
 from actbench.report import kernels_table, open_stderr, open_stdout, registers_table
-from actbench.runs import RecordFile, Shape, benchmark_kernels, resolve_device
+from actbench.runs import RecordFile, Shape, benchmark_kernels, is_out_of_memory, resolve_device
 
+_LARGEST = 2**33
 DEFAULT_SHAPES = ("169343x128", "89250x256")
 
 
@@ -55,9 +56,17 @@ def kernels(
     chosen = torch.device(resolve_device(device))
     if output is not None:
         RecordFile(output).check_writable()
+        _check_replaceable(output)
     stderr = open_stderr(quiet)
     with stderr.status("starting") as status:
-        record = benchmark_kernels(shapes, chosen, repeats, compile, status.update)
+        try:
+            record = benchmark_kernels(shapes, chosen, repeats, compile, status.update)
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            raise UsageError(
+                f"{', '.join(map(str, shapes))} does not fit into memory: take a smaller --shape."
+            ) from error
     text = json.dumps(record)
     if output is not None:
         try:
@@ -72,9 +81,22 @@ def kernels(
 
 def _read_shape(text: str) -> Shape:
     rows, _, width = text.partition("x")
-    if not all(part.isascii() and part.isdigit() and 0 < int(part) <= 2**31 for part in (rows, width)):
+    if not all(part.isascii() and part.isdigit() and len(part) <= 10 and int(part) > 0 for part in (rows, width)):
         raise UsageError(f"--shape {text} is not ROWSxWIDTH in whole numbers from 1 on, such as {DEFAULT_SHAPES[0]}.")
+    if int(rows) * int(width) > _LARGEST:
+        raise UsageError(f"--shape {text} has more than {_LARGEST} elements: take a smaller one.")
     return Shape(int(rows), int(width))
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise `OutputError` if `path` holds anything but a record of this verb."""
+    try:
+        content = path.read_bytes() if path.exists() else b""
+        known = not content.strip() or json.loads(content).get("kind") == "kernels"
+    except (OSError, ValueError, AttributeError):
+        known = False
+    if not known:
+        raise OutputError(f"--output {path} holds something else than a record of kernels: name another file.")
 
 
 def _print_registers(format: Format) -> None:

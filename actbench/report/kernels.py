@@ -69,7 +69,8 @@ def _notes(record: dict[str, Any]) -> list[str]:
     notes = [
         "Each result was the reference's, bit for bit, before anything was timed. Medians of "
         f"{record['repeats']} measurements in turns.",
-        "Floor: what must be read and written at least, at the speed of a copy of the same float32 matrix.",
+        "Floor: what must be read and written at least, at the speed of a copy of such a float32 matrix into fresh "
+        "memory; an operation that writes less than it reads may be faster.",
         "of eager, of compiled: our time as a multiple of eager torch's and torch.compile's for the same mathematics.",
     ]
     reasons = {row["no_compiled_reason"] for row in record["rows"] if "compiled" not in row["seconds"]}

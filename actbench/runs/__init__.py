@@ -4,6 +4,7 @@ from actbench.runs.device import describe_device, resolve_device
 from actbench.runs.grid import Listener, run_grid
 from actbench.runs.job import Job, digest_of, plan
 from actbench.runs.kernels import Shape, benchmark_kernels
+from actbench.runs.measure import is_out_of_memory
 from actbench.runs.store import Record, RecordFile
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "benchmark_kernels",
     "describe_device",
     "digest_of",
+    "is_out_of_memory",
     "plan",
     "resolve_device",
     "run_grid",

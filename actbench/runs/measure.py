@@ -68,7 +68,7 @@ def measure(job: Job, report: Callable[[dict[str, Any]], None]) -> Record:
         _train(job, device, record, report)
         record["status"] = "ok"
     except Exception as error:
-        record["status"] = "oom" if _is_out_of_memory(error) else "error"
+        record["status"] = "oom" if is_out_of_memory(error) else "error"
         record["error"] = {
             "type": type(error).__name__,
             "message": str(error),
@@ -168,6 +168,7 @@ def _graph_record(graph: Graph) -> dict[str, Any]:
     }
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether `error` says that device or host memory ran out."""
     host = isinstance(error, RuntimeError) and _HOST_OUT_OF_MEMORY in str(error)
     return host or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -284,6 +284,7 @@ def test_kernels_prints_a_table_and_keeps_the_record(
         (["--shape", "3x"], "--shape 3x is not ROWSxWIDTH"),
         (["--shape", "axb"], "--shape axb"),
         (["--shape", "0x5"], "--shape 0x5"),
+        (["--shape", "2147483648x2147483648"], "more than 8589934592 elements"),
         (["--repeats", "0"], "--repeats"),
         (["--output", "none/kernels.json"], "there is no folder"),
     ],
@@ -296,6 +297,17 @@ def test_wrong_input_to_kernels_is_one_sentence(
     assert says in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_kernels_replaces_no_other_file(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    other = tmp_path / "runs.jsonl"
+    other.write_text('{"precious": 1}\n')
+    done = actbench_here(monkeypatch, capfd, tmp_path, "kernels", "--shape", "4x4", "--output", "runs.jsonl")
+    assert done.returncode == 2
+    assert "holds something else" in done.stderr
+    assert other.read_text() == '{"precious": 1}\n'
 
 
 @pytest.mark.parametrize(
