@@ -1,5 +1,20 @@
 """What records say together: one row for every scheme, beside the reference."""
 
+from actbench.analysis.comparison import Comparison, compare, read_located, resolve_reference
+from actbench.analysis.regression import Settings, Verdict, check_records, choose_final, read_settings
 from actbench.analysis.summary import Row, Table, summarise
 
-__all__ = ["Row", "Table", "summarise"]
+__all__ = [
+    "Comparison",
+    "Row",
+    "Settings",
+    "Table",
+    "Verdict",
+    "check_records",
+    "choose_final",
+    "compare",
+    "read_located",
+    "read_settings",
+    "resolve_reference",
+    "summarise",
+]

@@ -53,25 +53,28 @@ class Table:
         return asdict(self)
 
 
-def summarise(records: Iterable[dict[str, Any]]) -> list[Table]:
-    """One table for every data set, model, recipe and machine, rows in the order in which schemes first appear."""
+def summarise(records: Iterable[dict[str, Any]], reference: str = REFERENCE) -> list[Table]:
+    """One table for every data set, model, recipe and machine, rows in the order in which schemes first appear.
+
+    Ratios are to the scheme named `reference`.
+    """
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         recipe = sorted(record["recipe"].items(), key=str)
         where = machine(record["environment"])
         key = repr((record["dataset"], record["digest"], record["model"], recipe, where))
         groups.setdefault(key, []).append(record)
-    return [_table(group) for group in groups.values()]
+    return [_table(group, reference) for group in groups.values()]
 
 
-def _table(records: list[dict[str, Any]]) -> Table:
+def _table(records: list[dict[str, Any]], reference_name: str) -> Table:
     first = records[0]
     cuda = first["environment"]["device"] == "cuda"
     field, peak = ("peak_allocated_bytes", "allocated") if cuda else ("rss_peak_bytes", "resident")
     by_scheme: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         by_scheme.setdefault(record["scheme"]["name"], []).append(record)
-    reference = _figures(by_scheme.get(REFERENCE, []), field)
+    reference = _figures(by_scheme.get(reference_name, []), field)
     rows = [_row(scheme, group, _figures(group, field), reference) for scheme, group in by_scheme.items()]
     names = [r["metrics"]["name"] for r in records if r["metrics"]]
     return Table(
@@ -99,8 +102,8 @@ def _figures(records: list[dict[str, Any]], peak_field: str) -> _Figures:
     ok = [r for r in records if r["status"] == "ok"]
     seconds = [s for r in ok for s in r["epoch_seconds"][r["warmup_epochs"] :]]
     return _Figures(
-        saved_bytes=_median(r["saved_bytes"] for r in records),
-        peak_bytes=_median(r[peak_field] for r in ok),
+        saved_bytes=median_of_known(r["saved_bytes"] for r in records),
+        peak_bytes=median_of_known(r[peak_field] for r in ok),
         epochs_per_second=1 / statistics.median(seconds) if seconds else None,
     )
 
@@ -113,18 +116,20 @@ def _row(scheme: str, records: list[dict[str, Any]], figures: _Figures, referenc
         score_mean=statistics.fmean(scores) if scores else None,
         score_std=statistics.stdev(scores) if len(scores) > 1 else None,
         saved_bytes=figures.saved_bytes,
-        saved_ratio=_ratio(figures.saved_bytes, reference.saved_bytes),
+        saved_ratio=ratio(figures.saved_bytes, reference.saved_bytes),
         peak_bytes=figures.peak_bytes,
-        peak_ratio=_ratio(figures.peak_bytes, reference.peak_bytes),
+        peak_ratio=ratio(figures.peak_bytes, reference.peak_bytes),
         epochs_per_second=figures.epochs_per_second,
-        speed_ratio=_ratio(figures.epochs_per_second, reference.epochs_per_second),
+        speed_ratio=ratio(figures.epochs_per_second, reference.epochs_per_second),
     )
 
 
-def _median(values: Iterable[float | None]) -> float | None:
+def median_of_known(values: Iterable[float | None]) -> float | None:
+    """The median of those that are not None; None where all are."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 
 
-def _ratio(value: float | None, reference: float | None) -> float | None:
+def ratio(value: float | None, reference: float | None) -> float | None:
+    """`value` / `reference`; None where one of them is missing or the reference is 0."""
     return value / reference if value is not None and reference else None

@@ -9,9 +9,12 @@ from typing import Annotated
 
 import typer
 
+from actbench.cli.baseline import baseline
+from actbench.cli.check import check
 from actbench.cli.datasets import datasets, pull
 from actbench.cli.kernels import kernels
 from actbench.cli.options import INTERRUPTED
+from actbench.cli.report import report
 from actbench.cli.run import run
 from actbench.errors import ActbenchError
 
@@ -27,6 +30,9 @@ app.command()(run)
 app.command()(datasets)
 app.command()(pull)
 app.command()(kernels)
+app.command()(report)
+app.command()(check)
+app.command()(baseline)
 
 
 def _print_version(asked: bool) -> None:

@@ -4,14 +4,19 @@ from actbench.report.kernels import kernels_table, registers_table
 from actbench.report.progress import ProgressListener
 from actbench.report.table import datasets_table, ledger_table, render_tables
 from actbench.report.terminal import open_stderr, open_stdout
+from actbench.report.verdict import github_annotations, junit_xml, step_summary, verdict_table
 
 __all__ = [
     "ProgressListener",
     "datasets_table",
+    "github_annotations",
+    "junit_xml",
     "kernels_table",
     "ledger_table",
     "open_stderr",
     "open_stdout",
     "registers_table",
     "render_tables",
+    "step_summary",
+    "verdict_table",
 ]

@@ -9,7 +9,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from actbench.report.table import MEBIBYTE
+from actbench.report.phrases import MEBIBYTE
 
 
 class ProgressListener:

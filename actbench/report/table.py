@@ -10,9 +10,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from actbench.analysis import Row, Table
-
-MEBIBYTE = 2**20
-_NOTHING = "–"
+from actbench.report.phrases import mebibytes_text, percent_text, rate_text, score_text, times_text
 
 
 def render_tables(tables: list[Table]) -> RenderableType:
@@ -78,30 +76,15 @@ def _title(table: Table) -> str:
 def _cells(row: Row) -> list[str]:
     return [
         row.scheme,
-        _score(row),
-        _mebibytes(row.saved_bytes),
-        _percent(row.saved_ratio),
-        _mebibytes(row.peak_bytes),
-        _percent(row.peak_ratio),
-        _NOTHING if row.epochs_per_second is None else f"{row.epochs_per_second:.2f}",
-        _NOTHING if row.speed_ratio is None else f"{row.speed_ratio:.2f}x",
+        score_text(row.score_mean, row.score_std),
+        mebibytes_text(row.saved_bytes),
+        percent_text(row.saved_ratio),
+        mebibytes_text(row.peak_bytes),
+        percent_text(row.peak_ratio),
+        rate_text(row.epochs_per_second),
+        times_text(row.speed_ratio),
         ", ".join(f"{count} {status}" for status, count in row.statuses.items()),
     ]
-
-
-def _score(row: Row) -> str:
-    if row.score_mean is None:
-        return _NOTHING
-    spread = "" if row.score_std is None else f" ± {100 * row.score_std:.2f}"
-    return f"{100 * row.score_mean:.2f}{spread}"
-
-
-def _mebibytes(value_bytes: float | None) -> str:
-    return _NOTHING if value_bytes is None else f"{value_bytes / MEBIBYTE:,.1f}"
-
-
-def _percent(ratio: float | None) -> str:
-    return _NOTHING if ratio is None else f"{100 * ratio:.3g}%"
 
 
 def _notes(table: Table) -> list[str]:

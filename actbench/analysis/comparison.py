@@ -1,0 +1,542 @@
+"""Schemes beside a reference: differences paired by seed, percentiles, bytes by kind, the Pareto front, the papers."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from actbench.analysis.intervals import Interval, paired_difference
+from actbench.analysis.summary import REFERENCE, Row, median_of_known, ratio, summarise
+from actbench.errors import OutputError, SchemeError, UsageError
+from actbench.runs import Record, RecordFile
+from actbench.runs.grid import FINAL
+from actbench.runs.job import identity, machine
+from actbench.scheme import Scheme
+from actbench.training import recipe_for
+
+KINDS: Final = ("linear", "batch_norm", "relu", "dropout", "metadata", "other")
+"""Kept bytes are of linear and batch-norm inputs, ReLUs, dropouts, blocks' minimum and scale, or the rest."""
+PEAKS: Final = {
+    "allocated": "peak_allocated_bytes",
+    "reserved": "peak_reserved_bytes",
+    "nvml": "nvml_peak_bytes",
+    "resident": "rss_peak_bytes",
+}
+_LINEAR: Final = ("linear", "matmul", "mm", "addmm")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a record stands."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True)
+class Located:
+    """A record and where it stands."""
+
+    record: Record
+    source: Source
+
+
+@dataclass(frozen=True)
+class Cited:
+    """A figure of the authors', with the mark of how certain it is: raw, calc, abs or recall."""
+
+    value: float
+    mark: str
+    std: float | None = None
+
+
+@dataclass(frozen=True)
+class PaperFigures:
+    """i-EXACT's Table 1 for one scheme: activation MiB, accuracy in percent, epochs per second."""
+
+    activation: Cited
+    accuracy: Cited
+    epochs_per_second: Cited
+
+
+@dataclass(frozen=True)
+class Peak:
+    """A peak of memory in bytes and its ratio to the reference's."""
+
+    value_bytes: float | None
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Validation score by epoch over seeds, in [0, 1]: mean, and mean -/+ one standard deviation (the mean for one)."""
+
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where rows were measured; `label` is empty where a comparison has one machine only."""
+
+    label: str
+    environment: dict[str, Any]
+    commits: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return str(self.environment["device_name"])
+
+    @property
+    def device(self) -> str:
+        """cpu or cuda."""
+        return str(self.environment["device"])
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One scheme's runs on one machine; a figure is None where no finished run has it.
+
+    `difference` is that of the scores, [0, 1], to the reference's on the same machine, paired by seed. The 10 and 90
+    percentiles of epochs per second are over all epochs after warm-up, whose number `epoch_seconds` tells.
+    """
+
+    summary: Row
+    machine: Machine
+    is_reference: bool
+    difference: Interval | None
+    scores: dict[int, float]
+    peaks: dict[str, Peak]
+    epoch_seconds: list[float]
+    epochs_per_second_low: float | None
+    epochs_per_second_high: float | None
+    gradient_noise: float | None
+    kinds: dict[str, int]
+    curve: Curve | None
+    paper: PaperFigures | None
+    scheme: dict[str, Any]
+    located: list[Located]
+    command: str
+
+    @property
+    def label(self) -> str:
+        """The scheme's text, with the machine's label where there are several."""
+        return f"{self.summary.scheme} [{self.machine.label}]" if self.machine.label else self.summary.scheme
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows of one data set, model and recipe; `peaks` are the kinds of whole peak that were measured."""
+
+    dataset: str
+    synthetic: bool
+    model: str
+    metric: str | None
+    recipe: dict[str, Any]
+    graph: dict[str, Any] | None
+    reference: str
+    machines: list[Machine]
+    peaks: tuple[str, ...]
+    rows: list[ComparedRow]
+    superseded: list[Source]
+
+    def reference_of(self, row: ComparedRow) -> ComparedRow | None:
+        """The reference's row on the same machine as `row`."""
+        return next((r for r in self.rows if r.is_reference and r.machine is row.machine), None)
+
+    @property
+    def candidates(self) -> list[ComparedRow]:
+        """The rows beside the reference's."""
+        return [row for row in self.rows if not row.is_reference]
+
+    @property
+    def has_paper_figures(self) -> bool:
+        """Whether the papers measured this model on this graph, or on the one it is a twin of."""
+        return any(row.paper for row in self.rows)
+
+
+def read_located(paths: Iterable[Path]) -> list[Located]:
+    """All records of the files, in order, each with its line; characters that no terminal should meet are replaced.
+
+    Raises:
+        OutputError: a file is absent, empty or holds a line that is no record, or one without a usable field.
+    """
+    found = []
+    for path in dict.fromkeys(paths):
+        if not path.exists():
+            raise OutputError(f"There is no file {path}: name the --output of an `actbench run`.")
+        records = RecordFile(path).read()
+        if not records:
+            raise OutputError(f"{path} holds no records: name the --output of an `actbench run`.")
+        lines = [number for number, line in enumerate(path.read_bytes().split(b"\n"), start=1) if line.strip()]
+        # A last line that was cut short has a number and no record.
+        for number, record in zip(lines, records, strict=False):
+            source = Source(_printable(str(path)), number)
+            found.append(Located(_checked(_printable(record), source), source))
+    return found
+
+
+def compare(located: Iterable[Located], reference: str = REFERENCE, across_machines: bool = False) -> list[Comparison]:
+    """One comparison for every data set, model and recipe, in the order in which they first appear.
+
+    Of several records of the same run the last that stands (ok or oom) counts, as `actbench run` has it.
+
+    Raises:
+        UsageError: records of different machines would share a table and `across_machines` is not set.
+    """
+    groups: dict[str, list[Located]] = {}
+    for each in located:
+        record = each.record
+        recipe = sorted((item for item in record["recipe"].items() if item[0] != "source"), key=str)
+        groups.setdefault(repr((record["dataset"], record["digest"], record["model"], recipe)), []).append(each)
+    return [_compare(group, reference, across_machines) for group in groups.values()]
+
+
+def resolve_reference(text: str | None, located: Sequence[Located]) -> str:
+    """The scheme that `text` names, as records write it; raises `UsageError` if none of them has it."""
+    if text is None:
+        return REFERENCE
+    names = list(dict.fromkeys(each.record["scheme"]["name"] for each in located))
+    if text in names:
+        return text
+    try:
+        resolved = str(Scheme.parse(text))
+    except SchemeError as error:
+        raise UsageError(f"--reference: {error}") from error
+    if resolved not in names:
+        raise UsageError(f"--reference {text} is in none of the records: they hold {', '.join(names)}.")
+    return resolved
+
+
+def pareto_front(rows: Iterable[ComparedRow]) -> list[ComparedRow]:
+    """The rows that no other beats in both score and activation bytes, fewest bytes first."""
+    points = [row for row in rows if row.summary.score_mean is not None and row.summary.saved_bytes is not None]
+    points.sort(key=lambda row: (row.summary.saved_bytes or 0, -(row.summary.score_mean or 0)))
+    front: list[ComparedRow] = []
+    for row in points:
+        if not front or (row.summary.score_mean or 0) > (front[-1].summary.score_mean or 0):
+            front.append(row)
+    return front
+
+
+def bytes_by_kind(record: Record) -> dict[str, int]:
+    """The ledger's bytes summed by kind, in the order of `KINDS`; empty without a ledger."""
+    compresses = record["scheme"].get("bits") is not None
+    sums: dict[str, int] = {}
+    for entry in record["ledger"]:
+        kind = _kind(entry["operation"], compresses and entry["dtype"] == "bfloat16")
+        sums[kind] = sums.get(kind, 0) + entry["saved_bytes"]
+    return {kind: sums[kind] for kind in KINDS if kind in sums}
+
+
+def _kind(operation: str, metadata: bool) -> str:
+    if metadata:
+        return "metadata"
+    if operation in _LINEAR:
+        return "linear"
+    return operation if operation in KINDS else "other"
+
+
+def _compare(group: list[Located], reference: str, across_machines: bool) -> Comparison:
+    standing, superseded = _standing(group)
+    by_machine: dict[str, list[Located]] = {}
+    for each in standing:
+        by_machine.setdefault(repr(machine(each.record["environment"])), []).append(each)
+    first = standing[0].record
+    if len(by_machine) > 1 and not across_machines:
+        parts = list(by_machine.values())
+        raise UsageError(
+            f"{first['dataset']} under {first['model']} was measured on {len(parts)} machines or versions, first in "
+            f"{' and '.join(str(part[0].source) for part in parts[:2])} ({_difference(*parts[:2])}): name records of "
+            "one, or give --across-machines."
+        )
+    rows, machines = [], []
+    for index, part in enumerate(by_machine.values()):
+        commits = tuple(dict.fromkeys(str(c) for each in part if (c := each.record["environment"].get("commit"))))
+        place = Machine(_letter(index) if len(by_machine) > 1 else "", part[0].record["environment"], commits)
+        machines.append(place)
+        rows += _rows(part, place, reference)
+    records = [each.record for each in standing]
+    return Comparison(
+        dataset=first["dataset"],
+        synthetic=_is_synthetic(records),
+        model=first["model"],
+        metric=next((r["metrics"]["name"] for r in records if r["metrics"]), None),
+        recipe=first["recipe"],
+        graph=next((r["graph"] for r in records if r["graph"]), None),
+        reference=reference,
+        machines=machines,
+        peaks=_measured_peaks(records),
+        rows=rows,
+        superseded=superseded,
+    )
+
+
+def _is_synthetic(records: Iterable[Record]) -> bool:
+    return any(r["dataset"].startswith("synthetic:") or (r["graph"] or {}).get("synthetic") for r in records)
+
+
+def _measured_peaks(records: list[Record]) -> tuple[str, ...]:
+    """On a GPU the resident set is not the whole that must fit; on a CPU it is the only one."""
+    cuda = any(r["environment"]["device"] == "cuda" for r in records)
+    cpu = any(r["environment"]["device"] != "cuda" for r in records)
+    measured = (kind for kind, field in PEAKS.items() if any(r[field] is not None for r in records))
+    return tuple(kind for kind in measured if (cpu if kind == "resident" else cuda))
+
+
+def _standing(group: list[Located]) -> tuple[list[Located], list[Source]]:
+    chosen: dict[str, Located] = {}
+    superseded = []
+    for each in group:
+        key = identity(each.record)
+        before = chosen.get(key)
+        if before and before.record["status"] in FINAL and each.record["status"] not in FINAL:
+            superseded.append(each.source)
+            continue
+        if before:
+            superseded.append(before.source)
+        chosen[key] = each
+    kept = {id(each) for each in chosen.values()}
+    return [each for each in group if id(each) in kept], superseded
+
+
+def _difference(one: list[Located], other: list[Located]) -> str:
+    fields = ("device", "device name", "CUDA", "threads", "actbench", "torch")
+    pairs = zip(fields, machine(one[0].record["environment"]), machine(other[0].record["environment"]), strict=True)
+    return "; ".join(f"{field} {a} and {b}" for field, a, b in pairs if a != b)
+
+
+def _letter(index: int) -> str:
+    return chr(ord("A") + index) if index < 26 else str(index + 1)
+
+
+def _rows(located: list[Located], place: Machine, reference: str) -> list[ComparedRow]:
+    # Their recipes differ in nothing but, perhaps, the source that they name.
+    recipe = located[0].record["recipe"]
+    (table,) = summarise([each.record | {"recipe": recipe} for each in located], reference)
+    by_scheme: dict[str, list[Located]] = {}
+    for each in located:
+        by_scheme.setdefault(each.record["scheme"]["name"], []).append(each)
+    beside = by_scheme.get(reference, [])
+    return [_row(row, by_scheme[row.scheme], beside, place, row.scheme == reference) for row in table.rows]
+
+
+def _row(
+    summary: Row, located: list[Located], reference: list[Located], place: Machine, is_reference: bool
+) -> ComparedRow:
+    records = [each.record for each in located]
+    ok = [record for record in records if record["status"] == "ok"]
+    seconds = [s for record in ok for s in record["epoch_seconds"][record["warmup_epochs"] :]]
+    low, high = _percentiles(seconds)
+    scores = _scores(located)
+    ledger = next((r for r in [*ok, *records] if r["ledger"]), None)
+    noises = [r["gradient_noise"] for r in ok if _is_figure(r.get("gradient_noise"))]
+    return ComparedRow(
+        summary=summary,
+        machine=place,
+        is_reference=is_reference,
+        difference=None if is_reference else paired_difference(scores, _scores(reference)),
+        scores=scores,
+        peaks={kind: _peak(located, reference, field) for kind, field in PEAKS.items()},
+        epoch_seconds=seconds,
+        epochs_per_second_low=1 / high if high else None,
+        epochs_per_second_high=1 / low if low else None,
+        gradient_noise=median_of_known(noises),
+        kinds=bytes_by_kind(ledger) if ledger else {},
+        curve=_curve(ok),
+        paper=paper_figures(records[0]),
+        scheme=records[0]["scheme"],
+        located=located,
+        command=command_for(records),
+    )
+
+
+def _scores(located: list[Located]) -> dict[int, float]:
+    return {r["seed"]: r["metrics"]["test"] for r in (each.record for each in located) if r["status"] == "ok"}
+
+
+def _peak(located: list[Located], reference: list[Located], field: str) -> Peak:
+    value, beside = (
+        median_of_known(each.record[field] for each in part if each.record["status"] == "ok")
+        for part in (located, reference)
+    )
+    return Peak(value, ratio(value, beside))
+
+
+def _percentiles(seconds: list[float]) -> tuple[float | None, float | None]:
+    if len(seconds) < 2:
+        return None, None
+    tenths = statistics.quantiles(seconds, n=10, method="inclusive")
+    return tenths[0], tenths[-1]
+
+
+def _curve(ok: list[Record]) -> Curve | None:
+    runs = [record["curve"]["valid"] for record in ok]
+    # Runs of one recipe have as many epochs; what a foreign hand shortened is cut to the shortest.
+    epochs = list(zip(*runs, strict=False))
+    if not epochs:
+        return None
+    means = [statistics.fmean(values) for values in epochs]
+    spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in epochs]
+    low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
+    high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+    return Curve(means, low, high, len(runs))
+
+
+_OPTIONS: Final = {
+    "epochs": "--epochs",
+    "layers": "--layers",
+    "hidden": "--hidden",
+    "dropout": "--dropout",
+    "learning_rate": "--learning-rate",
+    "weight_decay": "--weight-decay",
+    "clip": "--clip",
+}
+
+
+def command_for(records: list[Record]) -> str:
+    """The `actbench run` that measures these runs of one scheme again."""
+    first = records[0]
+    recipe = first["recipe"]
+    usual = recipe_for(first["dataset"], first["model"]).as_record()
+    words = ["actbench", "run", "--dataset", first["dataset"], "--model", first["model"]]
+    words += ["--scheme", first["scheme"]["name"], "--seeds", str(max(r["seed"] for r in records) + 1)]
+    words += ["--device", first["environment"]["device"]]
+    for field, option in _OPTIONS.items():
+        if field in recipe and recipe[field] != usual[field]:
+            words += [option, str(recipe[field] or 0)]
+    if "batch_norm" in recipe and recipe["batch_norm"] != usual["batch_norm"]:
+        words.append("--batch-norm" if recipe["batch_norm"] else "--no-batch-norm")
+    return shlex.join(words)
+
+
+# i-EXACT, Table 1; accuracy and speed as remembered, activation bytes from result files or the code's arithmetic.
+_PAPER: Final = {
+    None: ((786.22, "calc"), (71.95, 0.16), 13.07),
+    1: ((30.47, "raw"), (71.16, 0.21), 10.03),
+    2: ((27.87, "calc"), (71.16, 0.34), 10.23),
+    4: ((26.58, "calc"), (71.17, 0.22), 10.46),
+    8: ((25.95, "raw"), (71.21, 0.39), 10.54),
+    16: ((25.72, "raw"), (71.01, 0.19), 10.55),
+    32: ((25.60, "raw"), (70.87, 0.29), 10.54),
+    64: ((25.56, "raw"), (71.28, 0.25), 10.54),
+}
+_PAPER_VM: Final = ((71.20, 0.19), 9.16)
+_PAPER_GRAPHS: Final = ("ogbn-arxiv", "synthetic:arxiv", "synthetic:arxiv@1")
+
+
+def paper_figures(record: Record) -> PaperFigures | None:
+    """The papers' own figures where graph (or its full-size twin), model, width and scheme are the papers'."""
+    recipe, scheme = record["recipe"], record["scheme"]
+    shape = (record["model"], recipe["layers"], recipe["hidden"], recipe.get("batch_norm", True))
+    if record["dataset"] not in _PAPER_GRAPHS or shape != ("sage", 3, 128, True):
+        return None
+    rows: int | None = None
+    if scheme.get("bits") is not None:
+        block = str(scheme.get("block", ""))
+        usual = (scheme.get("bits"), scheme.get("projection"), scheme.get("dropout", "bit")) == (2, 8, "bit")
+        if not usual or not (block.endswith("r") and block[:-1].isdigit()):
+            return None
+        rows = int(block[:-1])
+    if rows not in _PAPER:
+        return None
+    (activation, mark), (accuracy, spread), speed = _PAPER[rows]
+    if scheme.get("levels") == "clipped-normal":
+        if rows == 1:
+            return None
+        mark, ((accuracy, spread), speed) = "calc", _PAPER_VM
+    return PaperFigures(Cited(activation, mark), Cited(accuracy, "recall", spread), Cited(speed, "recall"))
+
+
+def _printable(value: Any) -> Any:
+    """`value` with every character that is not printable replaced, in all its strings; an error's text keeps lines."""
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in value)
+    if isinstance(value, dict):
+        return {_printable(key): _printable(each) for key, each in value.items()}
+    return [_printable(each) for each in value] if isinstance(value, list) else value
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\n" not in value
+
+
+def _are_metrics(value: Any) -> bool:
+    return isinstance(value, dict) and _is_figure(value.get("test")) and _is_text(value.get("name"))
+
+
+def _are_figures(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_figure, value))
+
+
+def _is_ledger(value: Any) -> bool:
+    texts = ("operation", "dtype")
+    return isinstance(value, list) and all(
+        isinstance(each, dict) and all(_is_text(each.get(t)) for t in texts) and _is_count(each.get("saved_bytes"))
+        for each in value
+    )
+
+
+def _is_environment(value: dict[str, Any]) -> bool:
+    versions = value.get("versions")
+    return (
+        all(_is_text(value.get(field)) for field in ("device", "device_name"))
+        and {"cuda", "threads"} <= value.keys()
+        and isinstance(versions, dict)
+        and {"actbench", "torch"} <= versions.keys()
+    )
+
+
+def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+_CHECKS: Final[dict[str, Callable[[Any], bool]]] = {
+    "status": _is_text,
+    "dataset": _is_text,
+    "model": _is_text,
+    "seed": _is_count,
+    "scheme": lambda value: _is_text(value.get("name")),
+    "recipe": lambda value: all(_is_count(value.get(field)) for field in ("layers", "hidden", "epochs")),
+    "environment": _is_environment,
+    "graph": _or_none(lambda value: isinstance(value, dict)),
+    "metrics": _or_none(_are_metrics),
+    "saved_bytes": _or_none(_is_count),
+    **dict.fromkeys(PEAKS.values(), _or_none(_is_count)),
+    "reasons": lambda value: isinstance(value, dict),
+    "started": _is_text,
+    "warmup_epochs": _is_count,
+    "epoch_seconds": lambda value: _are_figures(value) and all(seconds > 0 for seconds in value),
+    "curve": lambda value: isinstance(value, dict) and _are_figures(value.get("valid")),
+    "ledger": _is_ledger,
+    "error": _or_none(lambda value: isinstance(value, dict)),
+}
+
+
+def _checked(record: Record, source: Source) -> Record:
+    for field, check in _CHECKS.items():
+        if not check(record.get(field)):
+            raise OutputError(f"the record in {source} has no usable {field!r}: remove that line or measure it again.")
+    if record["status"] == "ok" and record.get("metrics") is None:
+        raise OutputError(f"the record in {source} is of a finished run without a score: remove that line.")
+    # A field that may be null may be absent.
+    return dict.fromkeys(_CHECKS) | record

@@ -1,0 +1,352 @@
+"""The page for a decision: sections and sentences, each built from measured figures, in no language yet."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from actbench.analysis.comparison import ComparedRow, Comparison, pareto_front
+from actbench.analysis.warnings import FEW_EPOCHS, Caution, is_distinct
+from actbench.report.phrases import (
+    TEXTS,
+    Sentence,
+    mebibytes_text,
+    percent_text,
+    points_text,
+    score_text,
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sentences that belong together, and what they are about."""
+
+    subject: Sentence
+    sentences: list[Sentence]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the page; its heading is the text of `section.` and the key."""
+
+    key: str
+    groups: list[Group]
+
+
+def build_page(comparisons: Sequence[Comparison]) -> list[Section]:
+    """The sections of the page, all of them always; a group without a measured figure is not there."""
+    steps = (
+        ("step.prototype", _prototype),
+        ("step.toolchain", _toolchain),
+        ("step.rules", _rules),
+    )
+    rollout = [Group(Sentence(key), [s for c in comparisons for s in build(c)] or [_NOTHING]) for key, build in steps]
+    return [
+        _section("summary", comparisons, _summary),
+        _section("saved", comparisons, _saved),
+        _section("costs", comparisons, _costs),
+        _section("unknown", comparisons, _unknown),
+        Section("rollout", rollout),
+        _section("meeting", comparisons, _meeting),
+    ]
+
+
+def about(comparison: Comparison) -> Sentence:
+    """What a comparison is of: data set, model, recipe and device."""
+    recipe = comparison.recipe
+    return Sentence(
+        "subject",
+        {
+            "dataset": dataset_name(comparison),
+            "model": comparison.model,
+            "layers": str(recipe["layers"]),
+            "hidden": str(recipe["hidden"]),
+            "epochs": _epochs(comparison),
+            "device": _devices(comparison),
+        },
+    )
+
+
+def dataset_name(comparison: Comparison) -> Sentence:
+    """The data set's name, labelled where the graph is generated."""
+    return Sentence("generated" if comparison.synthetic else "real", {"dataset": comparison.dataset})
+
+
+def metric_name(comparison: Comparison) -> str | Sentence:
+    """The metric's name."""
+    name = comparison.metric or "score"
+    return Sentence(f"metric.{name}") if f"metric.{name}" in TEXTS else name
+
+
+def caution_sentence(caution: Caution, comparison: Comparison) -> Sentence:
+    """A warning about `comparison` and its advice."""
+    figures = {
+        name: value if isinstance(value, str) else f"{value:.3g}" if isinstance(value, float) else str(value)
+        for name, value in caution.figures.items()
+    }
+    every = len(caution.schemes) == len(comparison.rows) > 1
+    schemes = Sentence("schemes.all") if every else ", ".join(caution.schemes)
+    return Sentence(f"caution.{caution.kind}", {"schemes": schemes, **figures})
+
+
+def table_notes(comparison: Comparison) -> list[Sentence]:
+    """What must be known to read the comparison's table."""
+    devices = {place.device for place in comparison.machines}
+    keys = ["note.activation", *(f"note.peak.{device}" for device in sorted(devices & {"cpu", "cuda"}))]
+    keys += ["note.score", "note.speed"]
+    if comparison.has_paper_figures:
+        keys.append("note.paper")
+        keys += ["note.paper.cpu"] if "cpu" in devices else []
+        keys += ["note.paper.twin"] if comparison.synthetic else []
+    return [
+        *map(Sentence, keys),
+        *([Sentence("costs.generated", {"dataset": comparison.dataset})] if comparison.synthetic else []),
+    ]
+
+
+_NOTHING = Sentence("nothing")
+_MOST_SCHEMES = 4
+"""More schemes than these make no page: then it speaks of the Pareto front alone."""
+
+
+def _section(key: str, comparisons: Sequence[Comparison], build: Callable[[Comparison], Iterator[Sentence]]) -> Section:
+    groups = [Group(about(comparison), list(build(comparison)) or [_NOTHING]) for comparison in comparisons]
+    return Section(key, groups)
+
+
+def _epochs(comparison: Comparison) -> Sentence:
+    count = comparison.recipe["epochs"]
+    return Sentence("epochs.one" if count == 1 else "epochs.many", {"epochs": str(count)})
+
+
+def _spoken_of(comparison: Comparison) -> list[ComparedRow]:
+    if len(comparison.candidates) <= _MOST_SCHEMES:
+        return comparison.candidates
+    front = [id(row) for row in pareto_front(comparison.rows)]
+    return [row for row in comparison.candidates if id(row) in front or row is _best(comparison)]
+
+
+def _devices(comparison: Comparison) -> str:
+    places = comparison.machines
+    return "; ".join(f"{place.label}: {place.name}" if place.label else place.name for place in places)
+
+
+def _main_peak(row: ComparedRow) -> str:
+    return "allocated" if row.machine.device == "cuda" else "resident"
+
+
+def _compressed(comparison: Comparison) -> list[ComparedRow]:
+    return [r for r in comparison.candidates if r.summary.saved_ratio is not None and r.summary.saved_ratio < 1]
+
+
+def _best(comparison: Comparison) -> ComparedRow | None:
+    """The compressed scheme with the best score; of those without one, the smallest."""
+    rows = _compressed(comparison)
+    return max(rows, key=lambda r: (r.summary.score_mean or 0, -(r.summary.saved_bytes or 0)), default=None)
+
+
+def _common(comparison: Comparison, row: ComparedRow) -> dict[str, str | Sentence]:
+    return {
+        "scheme": row.label,
+        "reference": comparison.reference,
+        "dataset": dataset_name(comparison),
+        "metric": metric_name(comparison),
+        "device": row.machine.name,
+        "kind": Sentence(f"peak.{_main_peak(row)}"),
+    }
+
+
+def _memory(comparison: Comparison, row: ComparedRow) -> dict[str, str | Sentence]:
+    beside = comparison.reference_of(row)
+    assert beside is not None
+    return _common(comparison, row) | {
+        "value": mebibytes_text(row.summary.saved_bytes),
+        "base": mebibytes_text(beside.summary.saved_bytes),
+        "ratio": percent_text(row.summary.saved_ratio),
+        "peak": mebibytes_text(row.summary.peak_bytes),
+        "peak_base": mebibytes_text(beside.summary.peak_bytes),
+        "peak_ratio": percent_text(row.summary.peak_ratio),
+    }
+
+
+def _score(comparison: Comparison, row: ComparedRow) -> dict[str, str | Sentence]:
+    beside = comparison.reference_of(row)
+    interval = row.difference
+    values = _common(comparison, row) | {
+        "value": score_text(row.summary.score_mean),
+        "base": score_text(beside.summary.score_mean if beside else None),
+    }
+    if interval:
+        values |= {
+            "difference": points_text(interval.mean),
+            "low": points_text(interval.low),
+            "high": points_text(interval.high),
+            "confidence": f"{100 * interval.confidence:g}",
+            "pairs": str(interval.pairs),
+        }
+    return values
+
+
+def _time(comparison: Comparison, row: ComparedRow) -> dict[str, str | Sentence]:
+    beside = comparison.reference_of(row)
+    assert beside is not None
+    return _common(comparison, row) | {
+        "value": _milliseconds(row),
+        "base": _milliseconds(beside),
+        "factor": f"{statistics.median(row.epoch_seconds) / statistics.median(beside.epoch_seconds):.2f}",
+    }
+
+
+def _milliseconds(row: ComparedRow) -> str:
+    return f"{1000 * statistics.median(row.epoch_seconds):,.1f}"
+
+
+def _is_timed(row: ComparedRow) -> bool:
+    return row.summary.speed_ratio is not None and len(row.epoch_seconds) >= FEW_EPOCHS
+
+
+def _summary(comparison: Comparison) -> Iterator[Sentence]:
+    rows = _compressed(comparison)
+    if rows:
+        smallest = min(rows, key=lambda row: (row.summary.saved_bytes or 0, -(row.summary.score_mean or 0)))
+        whole = smallest.summary.peak_ratio is not None
+        yield Sentence("summary.smallest" if whole else "summary.smallest.activation", _memory(comparison, smallest))
+    best = _best(comparison)
+    if best and best.difference:
+        yield Sentence("summary.score", _score(comparison, best))
+    timed = [row for row in rows if _is_timed(row)]
+    if timed:
+        yield Sentence("summary.time", _time(comparison, max(timed, key=lambda row: row.summary.speed_ratio or 0)))
+
+
+def _saved(comparison: Comparison) -> Iterator[Sentence]:
+    for place in comparison.machines:
+        beside = next((row for row in comparison.rows if row.is_reference and row.machine is place), None)
+        if beside and beside.summary.saved_bytes is not None and beside.summary.peak_bytes:
+            share = percent_text(beside.summary.saved_bytes / beside.summary.peak_bytes)
+            yield Sentence("saved.share", _common(comparison, beside) | {"share": share})
+    if len(_spoken_of(comparison)) < len(comparison.candidates):
+        yield Sentence("saved.further", {"total": str(len(comparison.candidates))})
+    for row in _spoken_of(comparison):
+        if row.scheme.get("bits") is not None and "block" in row.scheme:
+            yield _description(row)
+    for row in _spoken_of(comparison):
+        if row.summary.saved_ratio is not None:
+            whole = row.summary.peak_ratio is not None
+            yield Sentence("saved.both" if whole else "saved.activation", _memory(comparison, row))
+    best = _best(comparison)
+    if best and best.kinds:
+        total = sum(best.kinds.values())
+        largest, part = max(best.kinds.items(), key=lambda item: item[1])
+        named: dict[str, str | Sentence] = {
+            "kind": Sentence(f"kind.{largest}"),
+            "share": percent_text(part / total),
+            "value": mebibytes_text(total),
+        }
+        yield Sentence("saved.kind", _common(comparison, best) | named)
+
+
+def _description(row: ComparedRow) -> Sentence:
+    scheme = row.scheme
+    block, projection, levels = str(scheme["block"]), scheme.get("projection", 1), str(scheme.get("levels"))
+    key = f"levels.{levels}"
+    size = "block.row" if block == "1r" else "block.rows" if block.endswith("r") else "block.elements"
+    return Sentence(
+        "scheme.about",
+        {
+            "scheme": row.label,
+            "bits": str(scheme["bits"]),
+            "block": Sentence(size, {"rows": block.removesuffix("r")}),
+            "levels": Sentence(key) if key in TEXTS else Sentence("levels.other", {"levels": levels}),
+            "projection": Sentence("projection.none")
+            if projection == 1
+            else Sentence("projection.some", {"ratio": str(projection)}),
+        },
+    )
+
+
+def _costs(comparison: Comparison) -> Iterator[Sentence]:
+    for row in _spoken_of(comparison):
+        beside = comparison.reference_of(row)
+        if beside and row.summary.score_mean is not None and beside.summary.score_mean is not None:
+            key = "single" if row.difference is None else "distinct" if is_distinct(row) else "overlap"
+            yield Sentence(f"costs.{key}", _score(comparison, row))
+        if _is_timed(row):
+            yield Sentence("costs.slower", _time(comparison, row))
+        if row.gradient_noise is not None:
+            yield Sentence("costs.noise", _common(comparison, row) | {"value": f"{row.gradient_noise:.3g}"})
+    if comparison.synthetic:
+        yield Sentence("costs.generated", {"dataset": comparison.dataset})
+
+
+def _unknown(comparison: Comparison) -> Iterator[Sentence]:
+    if comparison.synthetic:
+        yield Sentence("unknown.generated", {"dataset": comparison.dataset})
+    single = [row.label for row in comparison.rows if len(row.scores) == 1]
+    if single:
+        yield Sentence("unknown.seeds", {"schemes": ", ".join(single)})
+    overlapping = [row.label for row in comparison.candidates if row.difference and not is_distinct(row)]
+    if overlapping:
+        yield Sentence("unknown.overlap", {"schemes": ", ".join(overlapping), "reference": comparison.reference})
+    for row in comparison.rows:
+        for status, runs in row.summary.statuses.items():
+            if status != "ok":
+                yield Sentence("unknown.unfinished", {"scheme": row.label, "status": status, "runs": str(runs)})
+    few = [row for row in comparison.rows if 0 < len(row.epoch_seconds) < FEW_EPOCHS]
+    if few:
+        most = str(max(len(row.epoch_seconds) for row in few))
+        yield Sentence("unknown.speed", {"schemes": ", ".join(row.label for row in few), "epochs": most})
+    yield from _unmeasured_peaks(comparison)
+    yield Sentence("unknown.epochs", {"epochs": _epochs(comparison)})
+    yield Sentence("unknown.machine", {"device": _devices(comparison)})
+
+
+def _unmeasured_peaks(comparison: Comparison) -> Iterator[Sentence]:
+    fields = {"nvml": "nvml_peak_bytes"} if comparison.machines[0].device == "cuda" else {"resident": "rss_peak_bytes"}
+    for kind, field in fields.items():
+        reasons = [each.record["reasons"].get(field) for row in comparison.rows for each in row.located]
+        if kind not in comparison.peaks and any(reasons):
+            reason = next(str(reason) for reason in reasons if reason)
+            yield Sentence("unknown.peak", {"kind": Sentence(f"peak.{kind}"), "reason": reason})
+
+
+def _prototype(comparison: Comparison) -> Iterator[Sentence]:
+    best = _best(comparison)
+    if best:
+        yield Sentence("rollout.prototype", _memory(comparison, best))
+        if best.difference:
+            yield Sentence("rollout.prototype.score", _score(comparison, best))
+
+
+def _toolchain(comparison: Comparison) -> Iterator[Sentence]:
+    best = _best(comparison)
+    if best:
+        exact = {"value": f"{best.summary.saved_bytes:,.0f}"}
+        yield Sentence("rollout.toolchain", _memory(comparison, best) | exact)
+        if _is_timed(best):
+            yield Sentence("rollout.toolchain.time", _time(comparison, best))
+
+
+def _rules(comparison: Comparison) -> Iterator[Sentence]:
+    best = _best(comparison)
+    if best and best.summary.peak_ratio is not None:
+        yield Sentence("rollout.rules", _memory(comparison, best))
+    if best and best.difference:
+        yield Sentence("rollout.rules.score", _score(comparison, best))
+
+
+def _meeting(comparison: Comparison) -> Iterator[Sentence]:
+    best = _best(comparison)
+    if best is None:
+        return
+    whole = best.summary.peak_ratio is not None
+    yield Sentence("meeting.memory" if whole else "meeting.memory.activation", _memory(comparison, best))
+    if best.difference:
+        yield Sentence("meeting.loss" if is_distinct(best) else "meeting.noise", _score(comparison, best))
+    elif best.summary.score_mean is not None:
+        yield Sentence("meeting.single", _score(comparison, best))
+    if _is_timed(best):
+        yield Sentence("meeting.time", _time(comparison, best))
+    if comparison.synthetic:
+        yield Sentence("meeting.generated")

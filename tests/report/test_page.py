@@ -1,0 +1,199 @@
+import re
+import statistics
+import string
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from scipy.stats import t as student
+
+from actbench.analysis.warnings import find_cautions
+from actbench.report.page import Section, build_page, caution_sentence, table_notes
+from actbench.report.phrases import TEXTS, Language, say, word
+from tests.report.records import CARD, MEBIBYTE, compared, measured
+from tests.runs.example import ENVIRONMENT, example_record
+
+LANGUAGES: tuple[Language, ...] = ("en", "ja")
+# Words of the texts that hold a digit; everything else must come through a gap.
+FIXED = ("1エポック", "1ブロック", "1要素1バイト", "1/", "1つ", "1割", "FP32", "F1")
+
+
+def spoken(sections: list[Section], language: Language) -> dict[str, str]:
+    """Each section's text, without its subjects."""
+    return {
+        section.key: "\n".join(say(s, language) for group in section.groups for s in group.sentences)
+        for section in sections
+    }
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(
+    "records", [measured(), measured(1), measured(environment=CARD), [example_record("exact")], measured(seeds=3)[3:]]
+)
+def test_both_languages_have_every_section_whatever_was_measured(
+    language: Language, records: list[dict[str, Any]]
+) -> None:
+    texts = spoken(build_page(compared(records)), language)
+    assert list(texts) == ["summary", "saved", "costs", "unknown", "rollout", "meeting"]
+    assert all(texts.values())
+    assert len(build_page(compared(records))[4].groups) == 3
+
+
+def test_every_text_has_the_same_gaps_in_both_languages() -> None:
+    for key, texts in TEXTS.items():
+        english, japanese = ({name for _, name, _, _ in string.Formatter().parse(text) if name} for text in texts)
+        # The metric's name is left out where Japanese has no need of it, the reference where it is plain.
+        assert english ^ japanese <= {"reference"}, key
+
+
+def test_no_text_holds_a_figure_of_its_own() -> None:
+    for key, texts in TEXTS.items():
+        for text in texts:
+            rest = re.sub(r"\{\w+\}", "", text)
+            for known in FIXED:
+                rest = rest.replace(known, "")
+            assert not re.search(r"\d", rest), key
+
+
+def figures_of(records: list[dict[str, Any]]) -> Iterator[str]:
+    """All that may be said of the records, worked out here anew."""
+    by_scheme: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        by_scheme.setdefault(record["scheme"]["name"], []).append(record)
+    base = by_scheme["fp32"]
+
+    def score(group: list[dict[str, Any]]) -> list[float]:
+        return [100 * r["metrics"]["test"] for r in group]
+
+    def seconds(group: list[dict[str, Any]]) -> float:
+        return statistics.median(float(s) for r in group for s in r["epoch_seconds"][r["warmup_epochs"] :])
+
+    for group in by_scheme.values():
+        first = group[0]
+        saved, whole = first["saved_bytes"], first["rss_peak_bytes"]
+        yield from (f"{saved / MEBIBYTE:,.1f}", f"{whole / MEBIBYTE:,.1f}", f"{saved:,}")
+        yield from (f"{100 * saved / base[0]['saved_bytes']:.3g}", f"{100 * whole / base[0]['rss_peak_bytes']:.3g}")
+        yield f"{100 * saved / whole:.3g}"
+        yield from (f"{100 * entry['saved_bytes'] / saved:.3g}" for entry in first["ledger"])
+        yield f"{statistics.fmean(score(group)):.2f}"
+        yield from (f"{1000 * seconds(group):,.1f}", f"{seconds(group) / seconds(base):.2f}")
+        differences = [a - b for a, b in zip(score(group), score(base), strict=True)]
+        if len(group) > 1 and group is not base:
+            mean = statistics.fmean(differences)
+            reach = student.ppf(0.975, len(group) - 1) * statistics.stdev(differences) / len(group) ** 0.5
+            yield from (f"{abs(value):.2f}" for value in (mean, mean - reach, mean + reach))
+        yield from (str(first["scheme"].get(key)).removesuffix("r") for key in ("bits", "block", "projection"))
+        yield from (str(len(group)), str(first["recipe"]["epochs"]), "95")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_every_figure_on_the_page_is_one_of_the_records(language: Language, seeds: int) -> None:
+    records = measured(seeds)
+    known = set(figures_of(records))
+    for key, text in spoken(build_page(compared(records)), language).items():
+        rest = text.replace(records[0]["dataset"], "")
+        for fixed in ("fp32", *FIXED):
+            rest = rest.replace(fixed, "")
+        found = re.findall(r"\d[\d,]*(?:\.\d+)?", rest)
+        assert set(found) <= known, key
+        if key == "saved":
+            assert found
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_activations_never_stand_without_the_whole(language: Language) -> None:
+    """The share of the activations is not to be mistaken for one of the whole memory."""
+    texts = spoken(build_page(compared(measured())), language)
+    ratio, whole = "3.25%", "94%"
+    for text in texts.values():
+        for line in text.splitlines():
+            if ratio in line:
+                assert whole in line or (word("rollout.prototype", language)[:8] in line and "%" in line)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_nothing_is_said_of_what_was_not_measured(language: Language) -> None:
+    cpu = compared(measured())
+    everything = "\n".join(spoken(build_page(cpu), language).values())
+    everything += "\n".join(say(note, language) for note in table_notes(cpu[0]))
+    assert not re.search("GPU|NVML|CUDA|VRAM", everything)
+    alone = spoken(build_page(compared(measured()[3:6])), language)
+    nothing = word("nothing", language)
+    assert alone["summary"] == alone["meeting"] == nothing
+    assert alone["rollout"].split("\n") == [nothing] * 3
+    untimed = spoken(build_page(compared(measured(epoch_seconds=[1.0, 1.0, 1.0]))), language)
+    assert " ms" not in untimed["costs"] + untimed["meeting"]
+    no_peak = spoken(build_page(compared(measured(rss_peak_bytes=None))), language)
+    assert "94%" not in "".join(no_peak.values())
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_one_seed_is_not_a_result(language: Language) -> None:
+    texts = spoken(build_page(compared(measured(1))), language)
+    assert word("meeting.single", language).format(metric=word("metric.accuracy", language)) in texts["meeting"]
+    assert "95" not in texts["costs"]
+    words = {"en": "too few seeds to call it a result", "ja": "結果とは言えません"}
+    assert texts["costs"].count(words[language]) == 2
+    assert "fp32, exact, blockwise" in texts["unknown"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_difference_within_noise_is_called_one(language: Language) -> None:
+    texts = spoken(build_page(compared(measured())), language)
+    words = {"en": "cannot be told from no difference", "ja": "差がないこととは区別できません"}
+    assert texts["costs"].count(words[language]) == 1
+    assert "blockwise" in next(line for line in texts["costs"].splitlines() if words[language] in line)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_generated_graph_is_called_so_in_every_section_that_names_it(language: Language) -> None:
+    label = {"en": "generated", "ja": "生成"}[language]
+    for section in build_page(compared(measured())):
+        for group in section.groups:
+            for sentence in (group.subject, *group.sentences):
+                text = say(sentence, language)
+                assert ("synthetic:" not in text) or label in text
+    real = compared(measured(graph={"synthetic": False}, dataset="cora"))
+    assert label not in "".join(spoken(build_page(real), language).values())
+
+
+def test_a_gpu_is_spoken_of_where_there_was_one() -> None:
+    reasons = {"nvml_peak_bytes": "NVML does not list this process"}
+    records = [record | {"nvml_peak_bytes": None, "reasons": reasons} for record in measured(environment=CARD)]
+    texts = spoken(build_page(compared(records)), "en")
+    assert "allocated by tensors" in texts["saved"]
+    assert "NVML does not list this process" in texts["unknown"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_gradient_noise_and_runs_that_ended_are_told(language: Language) -> None:
+    records = measured(gradient_noise=0.125)
+    records.append(records[3] | {"seed": 9, "status": "oom", "metrics": None, "epoch_seconds": []})
+    texts = spoken(build_page(compared(records)), language)
+    assert "0.125" in texts["costs"]
+    assert "oom" in texts["unknown"]
+
+
+def test_many_schemes_make_a_short_page() -> None:
+    records = measured()
+    for block in (2, 4, 8, 16, 32):
+        records += [r | {"scheme": r["scheme"] | {"name": f"blockwise:block={block}r"}} for r in records[3:6]]
+    texts = spoken(build_page(compared(records)), "en")
+    assert "Of 7 schemes" in texts["saved"]
+    assert texts["costs"].count("accuracy") == 1
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_caution_has_words(language: Language) -> None:
+    other = ENVIRONMENT | {"device_name": "another", "commit": "1"}
+    records = measured(1, epoch_seconds=[1.0] * 3, other_gpu_processes=1)
+    records += measured(2, other | {"commit": "2"}) + measured(2, other)
+    records.append(records[3] | {"status": "oom", "metrics": None, "seed": 8})
+    (comparison,) = compared(records, across_machines=True)
+    kinds = set()
+    for caution in find_cautions(comparison):
+        kinds.add(caution.kind)
+        text = say(caution_sentence(caution, comparison), language)
+        assert all(scheme in text for scheme in caution.schemes)
+    assert {"machines", "one_seed", "unfinished", "few_epochs", "neighbours", "superseded", "commits"} <= kinds
