@@ -13,6 +13,9 @@ RUN uv venv --python 3.12.11 "$VIRTUAL_ENV" && uv pip install \
     numba==0.68.1 \
     numpy==2.4.6 \
     scikit-learn==1.9.1 \
+    scipy==1.17.1 \
+    matplotlib==3.11.2 \
+    jinja2==3.1.6 \
     typer==0.29.2 \
     rich==15.0.0 \
     nvidia-ml-py==13.615.71 \
