@@ -583,8 +583,8 @@ def _judge_shifts(
         if outcome == "pass":
             outcome, why = _outcome(max(estimates), limit, 1.0, lower[i], settings)
         if outcome == "unclear":
-            alone = i in controls and shift.p_value(1) < settings.limits.significance
-            why = "machine" if alone else "one seed" if len(pairs[i].finished) == 1 else "noise"
+            shared = i in controls and controls[i].estimate <= limit
+            why = "machine" if shared else "one seed" if len(pairs[i].finished) == 1 else "noise"
         before, after = (math.exp(statistics.fmean(sample)) for sample in samples[i])
         found[i] = Finding(
             figure,
