@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +11,7 @@ from typing import Any, Final
 
 from actbench.analysis.intervals import Interval, paired_difference
 from actbench.analysis.summary import REFERENCE, Row, median_of_known, ratio, summarise
+from actbench.analysis.untrusted import is_figure, printable
 from actbench.errors import OutputError, SchemeError, UsageError
 from actbench.runs import Record, RecordFile
 from actbench.runs.grid import FINAL
@@ -182,8 +182,8 @@ def read_located(paths: Iterable[Path]) -> list[Located]:
         lines = [number for number, line in enumerate(path.read_bytes().split(b"\n"), start=1) if line.strip()]
         # A last line that was cut short has a number and no record.
         for number, record in zip(lines, records, strict=False):
-            source = Source(_printable(str(path)), number)
-            found.append(Located(_checked(_printable(record), source), source))
+            source = Source(printable(str(path)), number)
+            found.append(Located(_checked(printable(record, keep="\n"), source), source))
     return found
 
 
@@ -341,7 +341,7 @@ def _row(
     low, high = _percentiles(seconds)
     scores = _scores(located)
     ledger = next((r for r in [*ok, *records] if r["ledger"]), None)
-    noises = [r["gradient_noise"] for r in ok if _is_figure(r.get("gradient_noise"))]
+    noises = [r["gradient_noise"] for r in ok if is_figure(r.get("gradient_noise"))]
     return ComparedRow(
         summary=summary,
         machine=place,
@@ -459,19 +459,6 @@ def paper_figures(record: Record) -> PaperFigures | None:
     return PaperFigures(Cited(activation, mark), Cited(accuracy, "recall", spread), Cited(speed, "recall"))
 
 
-def _printable(value: Any) -> Any:
-    """`value` with every character that is not printable replaced, in all its strings; an error's text keeps lines."""
-    if isinstance(value, str):
-        return value if value.isprintable() else "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in value)
-    if isinstance(value, dict):
-        return {_printable(key): _printable(each) for key, each in value.items()}
-    return [_printable(each) for each in value] if isinstance(value, list) else value
-
-
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
@@ -481,11 +468,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _are_metrics(value: Any) -> bool:
-    return isinstance(value, dict) and _is_figure(value.get("test")) and _is_text(value.get("name"))
+    return isinstance(value, dict) and is_figure(value.get("test")) and _is_text(value.get("name"))
 
 
 def _are_figures(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_figure, value))
+    return isinstance(value, list) and all(map(is_figure, value))
 
 
 def _is_ledger(value: Any) -> bool:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from actbench.analysis.intervals import Interval, paired_difference
+from actbench.analysis.untrusted import is_figure, printable
 from actbench.errors import ActbenchError, UsageError
 from actbench.runs.grid import FINAL
 from actbench.runs.job import identity
@@ -37,7 +38,19 @@ from actbench.runs.store import Record
 from actbench.scheme import Scheme
 
 Outcome = Literal["pass", "regression", "improvement", "unclear", "missing", "new"]
-Figure = Literal["row", "seeds", "status", "saved_bytes", "predicted_saved_bytes", "time", "score", "loss", "peak"]
+Figure = Literal[
+    "row",
+    "seeds",
+    "status",
+    "saved_bytes",
+    "predicted_saved_bytes",
+    "time",
+    "score",
+    "loss",
+    "peak",
+    "peak_reserved",
+    "peak_nvml",
+]
 Why = Literal["unmeasured", "departed", "machine", "noise", "one seed"]
 
 
@@ -250,9 +263,10 @@ def check_records(
     pairs = [_Pair(key, runs, new_rows[key]) for key, runs in old_rows.items() if key in new_rows]
     for pair in pairs:
         _require_one_machine(pair)
+        _require_one_computation(pair)
     if allow_missing and not any(pair.seeds for pair in pairs):
         raise UsageError("No row and seed of the baseline is in the new measurement, so nothing is compared: run them.")
-    tested = (_judge_times, _judge_scores, _judge_losses, _judge_peaks)
+    tested = (_judge_times, _judge_scores, _judge_losses, _judge_peaks, _judge_reserved_peaks, _judge_nvml_peaks)
     columns = [judge(pairs, settings) for judge in tested]
     rows = []
     for i, pair in enumerate(pairs):
@@ -294,7 +308,9 @@ def choose_final(records: Iterable[Record]) -> list[Record]:
 
 
 def _whole(record: Record) -> Record:
-    """The record; raises `UsageError` if it does not say which run it is of."""
+    """The record, safe to print; raises `UsageError` if it does not say which run it is of."""
+    error = printable(record.get("error"), keep="\n")
+    record = printable({name: value for name, value in record.items() if name != "error"}) | {"error": error}
     environment, scheme = record["environment"], record["scheme"]
     texts = {name: record[name] for name in ("status", "dataset", "model")} | {"scheme.name": scheme.get("name")}
     texts |= {f"environment.{name}": environment.get(name) for name in ("device", "device_name")}
@@ -375,6 +391,28 @@ def _require_one_machine(pair: _Pair) -> None:
             f"{pair.key.scheme} on {pair.key.dataset} cannot be compared: {name} is {before} in the baseline and "
             f"{after} now; measure on the same machine or write a new baseline there."
         )
+
+
+def _require_one_computation(pair: _Pair) -> None:
+    """Raise `UsageError` if graph, metric or scheme of a row differ where both files tell."""
+    (old, *_), (new, *_) = (list(map(_computation_of, runs.values())) for runs in (pair.base, pair.new))
+    for runs in (pair.base, pair.new):
+        for told in map(_computation_of, runs.values()):
+            for name, value in told.items():
+                for other in (old, new):
+                    if value is not None and other[name] is not None and value != other[name]:
+                        raise UsageError(
+                            f"{pair.key.scheme} on {pair.key.dataset} cannot be compared: {name} is {other[name]} in "
+                            f"one run and {value} in another; measure both with the same data and scheme."
+                        )
+
+
+def _computation_of(record: Record) -> dict[str, Any]:
+    """What a run computed beyond its key, by name; None where it did not come to tell."""
+    graph, metrics = record.get("graph"), record.get("metrics")
+    told = {name: graph.get(name) if isinstance(graph, dict) else None for name in ("nodes", "edges", "features")}
+    told |= {name: record["scheme"].get(name) for name in ("bits", "block", "projection", "levels", "dropout")}
+    return told | {"metric": metrics.get("name") if isinstance(metrics, dict) else None}
 
 
 def _machine_of(record: Record) -> dict[str, Any]:
@@ -540,8 +578,24 @@ def _judge_peaks(pairs: list[_Pair], settings: Settings) -> list[Finding | None]
     return _judge_shifts("peak", pairs, limits, settings, _ALLOCATED if cuda else _RESIDENT, _peak)
 
 
+def _judge_reserved_peaks(pairs: list[_Pair], settings: Settings) -> list[Finding | None]:
+    """What CUDA's allocator held from the driver at most, as other peaks; a CPU has no such figure."""
+    limits = [settings.of(pair.key.scheme).peak for pair in pairs]
+    return _judge_shifts(
+        "peak_reserved", pairs, limits, settings, _RESIDENT, lambda record: _positive(record.get("peak_reserved_bytes"))
+    )
+
+
+def _judge_nvml_peaks(pairs: list[_Pair], settings: Settings) -> list[Finding | None]:
+    """What NVML saw of the process at most, as other peaks; a CPU has no such figure."""
+    limits = [settings.of(pair.key.scheme).peak for pair in pairs]
+    return _judge_shifts(
+        "peak_nvml", pairs, limits, settings, _RESIDENT, lambda record: _positive(record.get("nvml_peak_bytes"))
+    )
+
+
 def _judge_shifts(
-    figure: Literal["time", "peak"],
+    figure: Literal["time", "peak", "peak_reserved", "peak_nvml"],
     pairs: list[_Pair],
     limits: list[float],
     settings: Settings,
@@ -786,10 +840,8 @@ def _log(value: float | None) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
+    """A number that can be reckoned with, None for anything else."""
+    return value if is_figure(value) else None
 
 
 def _positive(value: Any) -> float | None:

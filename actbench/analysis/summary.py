@@ -79,7 +79,7 @@ def _table(records: list[dict[str, Any]], reference_name: str) -> Table:
     names = [r["metrics"]["name"] for r in records if r["metrics"]]
     return Table(
         dataset=first["dataset"],
-        synthetic=any(r["graph"] and r["graph"]["synthetic"] for r in records),
+        synthetic=any(r["graph"] and r["graph"].get("synthetic") for r in records),
         model=first["model"],
         metric=names[0] if names else None,
         device=first["environment"]["device"],

@@ -75,6 +75,10 @@ class MemoryMeter:
             return Reading(None, "NVML sees GPUs only")
         return Reading(self._sampler.peak_bytes, self._sampler.reason)
 
+    def other_gpu_processes(self) -> int | None:
+        """Most processes that NVML saw on the device beside this one, since the meter was entered."""
+        return self._sampler.other_processes if self._sampler else None
+
     def rss_peak(self) -> Reading:
         """Most host memory resident, interpreter and libraries included."""
         if not self._rss_reset:

@@ -15,13 +15,14 @@ SAMPLE_SECONDS = 0.01
 class ProcessMemorySampler:
     """Samples the device memory of this process every 10 ms; what lasts shorter between samples goes unseen.
 
-    `peak_bytes` is None, with a `reason`, where NVML is missing or does not see this process (as in many
-    containers).
+    `other_processes` is the most that were seen beside it on the device, None where it was not seen itself.
+    `peak_bytes` is None, with a `reason`, where NVML is missing or does not see this process (as in many containers).
     """
 
     def __init__(self, device: torch.device) -> None:
         self.peak_bytes: int | None = None
         self.reason: str | None = "NVML has taken no sample yet"
+        self.other_processes: int | None = None
         self._device = device
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._sample_until_stopped, name="nvml", daemon=True)
@@ -58,7 +59,11 @@ class ProcessMemorySampler:
 
     def take(self, handle: Any) -> None:
         """Take one sample on NVML's device `handle`."""
-        used_bytes = _used_bytes(handle)
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        if any(process.pid == os.getpid() for process in processes):
+            # In a container this one may go by another number, and be among what look like others.
+            self.other_processes = max(self.other_processes or 0, len(processes) - 1)
+        used_bytes = _used_bytes(processes)
         if used_bytes is None:
             if self.peak_bytes is None:
                 self.reason = "NVML does not list this process, as is usual in a container"
@@ -72,9 +77,9 @@ def _handle(device: torch.device) -> Any:
     return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
 
 
-def _used_bytes(handle: Any) -> int | None:
+def _used_bytes(processes: Any) -> int | None:
     """Device memory of this process, or None if NVML does not list it or withholds the figure."""
-    for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+    for process in processes:
         if process.pid == os.getpid() and process.usedGpuMemory is not None:
             return int(process.usedGpuMemory)
     return None

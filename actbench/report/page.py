@@ -141,9 +141,16 @@ def _compressed(comparison: Comparison) -> list[ComparedRow]:
 
 
 def _best(comparison: Comparison) -> ComparedRow | None:
-    """The compressed scheme with the best score; of those without one, the smallest."""
-    rows = _compressed(comparison)
-    return max(rows, key=lambda r: (r.summary.score_mean or 0, -(r.summary.saved_bytes or 0)), default=None)
+    """The compressed scheme whose score lost least, over paired seeds; where none can tell, the smallest."""
+    return max(
+        _compressed(comparison),
+        key=lambda r: (
+            r.difference is not None,
+            r.difference.mean if r.difference else 0,
+            -(r.summary.saved_bytes or 0),
+        ),
+        default=None,
+    )
 
 
 def _common(comparison: Comparison, row: ComparedRow) -> dict[str, str | Sentence]:
@@ -173,9 +180,14 @@ def _memory(comparison: Comparison, row: ComparedRow) -> dict[str, str | Sentenc
 def _score(comparison: Comparison, row: ComparedRow) -> dict[str, str | Sentence]:
     beside = comparison.reference_of(row)
     interval = row.difference
+    scores, base = row.scores, beside.scores if beside else {}
+    if interval:
+        # Of the seeds that the difference is of, so that the three figures agree.
+        scores = {seed: score for seed, score in scores.items() if seed in base}
+        base = {seed: score for seed, score in base.items() if seed in scores}
     values = _common(comparison, row) | {
-        "value": score_text(row.summary.score_mean),
-        "base": score_text(beside.summary.score_mean if beside else None),
+        "value": score_text(statistics.fmean(scores.values()) if scores else None),
+        "base": score_text(statistics.fmean(base.values()) if base else None),
     }
     if interval:
         values |= {
@@ -206,6 +218,18 @@ def _is_timed(row: ComparedRow) -> bool:
     return row.summary.speed_ratio is not None and len(row.epoch_seconds) >= FEW_EPOCHS
 
 
+def _is_apart(row: ComparedRow, other: ComparedRow) -> bool:
+    """Whether the middle four fifths of both rows' epochs do not overlap; anything less is no order of speed."""
+    ends = (
+        row.epochs_per_second_low,
+        row.epochs_per_second_high,
+        other.epochs_per_second_low,
+        other.epochs_per_second_high,
+    )
+    low, high, other_low, other_high = (end or 0 for end in ends)
+    return low > other_high or other_low > high
+
+
 def _summary(comparison: Comparison) -> Iterator[Sentence]:
     rows = _compressed(comparison)
     if rows:
@@ -217,7 +241,9 @@ def _summary(comparison: Comparison) -> Iterator[Sentence]:
         yield Sentence("summary.score", _score(comparison, best))
     timed = [row for row in rows if _is_timed(row)]
     if timed:
-        yield Sentence("summary.time", _time(comparison, max(timed, key=lambda row: row.summary.speed_ratio or 0)))
+        fastest = max(timed, key=lambda row: row.summary.speed_ratio or 0)
+        if all(_is_apart(fastest, row) for row in comparison.rows if row is not fastest and row.epoch_seconds):
+            yield Sentence("summary.time", _time(comparison, fastest))
 
 
 def _saved(comparison: Comparison) -> Iterator[Sentence]:

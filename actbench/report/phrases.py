@@ -41,8 +41,10 @@ def mebibytes_text(value_bytes: float | None) -> str:
 
 
 def percent_text(ratio: float | None) -> str:
-    """A ratio in percent, three digits."""
-    return NOTHING if ratio is None else f"{100 * ratio:.3g}%"
+    """A ratio in percent, three digits or all before the point."""
+    if ratio is None:
+        return NOTHING
+    return f"{100 * ratio:.3g}%" if ratio < 9.995 else f"{100 * ratio:,.0f}%"
 
 
 def times_text(ratio: float | None) -> str:
@@ -333,7 +335,8 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "projection.none": ("", ""),
     "saved.further": (
-        "Of {total} schemes, those are named here that no other beats in both score and bytes; all are in the table.",
+        "Of {total} schemes, those are named here that no other equals or beats in both score and bytes; all are in "
+        "the table.",
         "ここでは{total}方式のうち、スコアとバイト数の両方で上回るものがほかにない方式を挙げます。全方式は表に"
         "あります。",
     ),

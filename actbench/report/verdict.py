@@ -25,6 +25,8 @@ _NAMES = {
     "score": "score",
     "loss": "training loss",
     "peak": "whole peak",
+    "peak_reserved": "reserved peak",
+    "peak_nvml": "NVML peak",
 }
 _LABELS = {"pass": "ok", "improvement": "improved"}
 _STYLES = {
@@ -247,7 +249,7 @@ def _value(finding: Finding, value: float | None) -> str:
             return f"{100 * value:.2f} %"
         case "loss":
             return f"{value:.4f}"
-        case "peak":
+        case "peak" | "peak_reserved" | "peak_nvml":
             return f"{value / MEBIBYTE:,.1f} MiB"
         case "status":
             return f"{value} ok"

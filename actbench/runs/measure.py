@@ -34,6 +34,7 @@ _UNKNOWN = (
     "peak_reserved_bytes",
     "nvml_peak_bytes",
     "rss_peak_bytes",
+    "other_gpu_processes",
 )
 
 
@@ -144,6 +145,7 @@ def _first_step(trainer: Trainer, compression: Compression, record: Record) -> f
 
 
 def _write_peaks(memory: MemoryMeter, record: Record) -> None:
+    record["other_gpu_processes"] = memory.other_gpu_processes()
     for field, reading in (
         ("peak_allocated_bytes", memory.peak_allocated()),
         ("peak_reserved_bytes", memory.peak_reserved()),

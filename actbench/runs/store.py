@@ -114,9 +114,14 @@ def _is_cut_short(line: bytes) -> bool:
     return False
 
 
+def _refuse(constant: str) -> None:
+    """NaN and infinities are no JSON, though Python's parser takes them."""
+    raise ValueError(f"{constant} is no JSON")
+
+
 def _parse(line: bytes) -> Record | None:
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:

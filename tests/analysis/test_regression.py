@@ -507,3 +507,41 @@ def test_settings_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="is no TOML"):
         read_settings(tmp_path / "bytes.toml")
+
+
+@pytest.mark.parametrize("field", ["peak_allocated_bytes", "peak_reserved_bytes", "nvml_peak_bytes"])
+def test_every_kind_of_a_gpus_peak_is_guarded(field: str) -> None:
+    figures = {"peak_allocated_bytes": 2**30, "peak_reserved_bytes": 2**30, "nvml_peak_bytes": 2**31}
+    where = {"environment": ENVIRONMENT | {"device": "cuda"}}
+
+    def measured(**values: int | None) -> Records:
+        return [example(seed=seed) | where | figures | values for seed in range(3)]
+
+    base, grown, lost = measured(), measured(**{field: 2 * figures[field]}), measured(**{field: None})
+    assert [len(check_records(base, new, Settings(), False).failures) for new in (base, grown, lost)] == [0, 1, 1]
+    assert not check_records(grown, base, Settings(), False).failures
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"graph": {"nodes": 340, "edges": 900, "features": 128}}, "nodes is .* in one run and .* in another"),
+        ({"metrics": scored(0.5) | {"name": "ROC-AUC"}}, "metric is .* in one run and .* in another"),
+        ({"scheme": {"name": "exact", "bits": 8}}, "bits is .* in one run and .* in another"),
+    ],
+)
+def test_another_computation_under_the_same_name_cannot_be_compared(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        check_records([example("exact")], [example("exact") | change], Settings(), False)
+
+
+def test_numbers_beyond_all_floats_are_no_figures() -> None:
+    broken = example(saved_bytes=10**400, metrics=scored(1e308), curve={"loss": [1e308] * 3, "valid": []})
+    assert check_records([example()], [broken], Settings(), False).failures
+
+
+def test_a_record_cannot_give_commands_to_whoever_prints_it() -> None:
+    hostile = example(dataset="d\n::warning::planted\x1b[31m\ud800", saved_bytes=1010)
+    verdict = check_records([hostile | {"saved_bytes": 1000}], [hostile], Settings(), False)
+    (row,) = verdict.rows
+    assert row.dataset == "d\ufffd::warning::planted\ufffd[31m\ufffd"

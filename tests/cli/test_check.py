@@ -104,7 +104,7 @@ def test_on_github_it_annotates_and_summarises(run: Run, tmp_path: Path, monkeyp
 
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path))
     done = run(*check)
-    assert done.returncode == 2
+    assert done.returncode == 1, "a regression stays one where the summary cannot be written"
     assert "GITHUB_STEP_SUMMARY" in done.stderr
 
 

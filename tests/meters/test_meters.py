@@ -70,6 +70,7 @@ def test_nvml_takes_the_peak_of_this_process_alone(monkeypatch: pytest.MonkeyPat
     for _ in range(3):
         sampler.take(object())
     assert (sampler.peak_bytes, sampler.reason) == (300, None)
+    assert sampler.other_processes == 1
     sampler.reset()
     assert sampler.peak_bytes is None
 
@@ -80,6 +81,7 @@ def test_nvml_that_does_not_see_this_process_says_so(sample: Any, monkeypatch: p
     sampler = ProcessMemorySampler(CPU)
     sampler.take(object())
     assert sampler.peak_bytes is None
+    assert sampler.other_processes in (None, 0)
     assert "does not list this process" in str(sampler.reason)
 
 
