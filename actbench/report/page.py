@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from actbench.analysis.comparison import ComparedRow, Comparison, pareto_front
+from actbench.analysis.comparison import ComparedRow, Comparison, Peak, pareto_front
 from actbench.analysis.warnings import FEW_EPOCHS, Caution, is_distinct
 from actbench.report.phrases import (
     TEXTS,
@@ -133,7 +133,13 @@ def _devices(comparison: Comparison) -> str:
 
 
 def _main_peak(row: ComparedRow) -> str:
-    return "allocated" if row.machine.device == "cuda" else "resident"
+    """The kind of peak that comes nearest to what must fit: NVML's of the process, else what the allocator held."""
+    kinds = ("nvml", "reserved", "allocated") if row.machine.device == "cuda" else ("resident",)
+    return next((kind for kind in kinds if row.peaks[kind].ratio is not None), kinds[-1])
+
+
+def _whole(row: ComparedRow) -> Peak:
+    return row.peaks[_main_peak(row)]
 
 
 def _compressed(comparison: Comparison) -> list[ComparedRow]:
@@ -171,9 +177,9 @@ def _memory(comparison: Comparison, row: ComparedRow) -> dict[str, str | Sentenc
         "value": mebibytes_text(row.summary.saved_bytes),
         "base": mebibytes_text(beside.summary.saved_bytes),
         "ratio": percent_text(row.summary.saved_ratio),
-        "peak": mebibytes_text(row.summary.peak_bytes),
-        "peak_base": mebibytes_text(beside.summary.peak_bytes),
-        "peak_ratio": percent_text(row.summary.peak_ratio),
+        "peak": mebibytes_text(_whole(row).value_bytes),
+        "peak_base": mebibytes_text(beside.peaks[_main_peak(row)].value_bytes),
+        "peak_ratio": percent_text(_whole(row).ratio),
     }
 
 
@@ -234,7 +240,7 @@ def _summary(comparison: Comparison) -> Iterator[Sentence]:
     rows = _compressed(comparison)
     if rows:
         smallest = min(rows, key=lambda row: (row.summary.saved_bytes or 0, -(row.summary.score_mean or 0)))
-        whole = smallest.summary.peak_ratio is not None
+        whole = _whole(smallest).ratio is not None
         yield Sentence("summary.smallest" if whole else "summary.smallest.activation", _memory(comparison, smallest))
     best = _best(comparison)
     if best and best.difference:
@@ -249,8 +255,8 @@ def _summary(comparison: Comparison) -> Iterator[Sentence]:
 def _saved(comparison: Comparison) -> Iterator[Sentence]:
     for place in comparison.machines:
         beside = next((row for row in comparison.rows if row.is_reference and row.machine is place), None)
-        if beside and beside.summary.saved_bytes is not None and beside.summary.peak_bytes:
-            share = percent_text(beside.summary.saved_bytes / beside.summary.peak_bytes)
+        if beside and beside.summary.saved_bytes is not None and (peak_bytes := _whole(beside).value_bytes):
+            share = percent_text(beside.summary.saved_bytes / peak_bytes)
             yield Sentence("saved.share", _common(comparison, beside) | {"share": share})
     if len(_spoken_of(comparison)) < len(comparison.candidates):
         yield Sentence("saved.further", {"total": str(len(comparison.candidates))})
@@ -259,7 +265,7 @@ def _saved(comparison: Comparison) -> Iterator[Sentence]:
             yield _description(row)
     for row in _spoken_of(comparison):
         if row.summary.saved_ratio is not None:
-            whole = row.summary.peak_ratio is not None
+            whole = _whole(row).ratio is not None
             yield Sentence("saved.both" if whole else "saved.activation", _memory(comparison, row))
     best = _best(comparison)
     if best and best.kinds:
@@ -329,7 +335,8 @@ def _unknown(comparison: Comparison) -> Iterator[Sentence]:
 
 
 def _unmeasured_peaks(comparison: Comparison) -> Iterator[Sentence]:
-    fields = {"nvml": "nvml_peak_bytes"} if comparison.machines[0].device == "cuda" else {"resident": "rss_peak_bytes"}
+    cuda = any(place.device == "cuda" for place in comparison.machines)
+    fields = {"nvml": "nvml_peak_bytes"} if cuda else {"resident": "rss_peak_bytes"}
     for kind, field in fields.items():
         reasons = [each.record["reasons"].get(field) for row in comparison.rows for each in row.located]
         if kind not in comparison.peaks and any(reasons):
@@ -356,7 +363,7 @@ def _toolchain(comparison: Comparison) -> Iterator[Sentence]:
 
 def _rules(comparison: Comparison) -> Iterator[Sentence]:
     best = _best(comparison)
-    if best and best.summary.peak_ratio is not None:
+    if best and _whole(best).ratio is not None:
         yield Sentence("rollout.rules", _memory(comparison, best))
     if best and best.difference:
         yield Sentence("rollout.rules.score", _score(comparison, best))
@@ -366,7 +373,7 @@ def _meeting(comparison: Comparison) -> Iterator[Sentence]:
     best = _best(comparison)
     if best is None:
         return
-    whole = best.summary.peak_ratio is not None
+    whole = _whole(best).ratio is not None
     yield Sentence("meeting.memory" if whole else "meeting.memory.activation", _memory(comparison, best))
     if best.difference:
         yield Sentence("meeting.loss" if is_distinct(best) else "meeting.noise", _score(comparison, best))

@@ -253,11 +253,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "狭まります。",
     ),
     "caution.unfinished": (
-        "{schemes}: {runs} run(s) ended as {status}; means hold finished runs only. Look at the record's error, and "
-        "run "
-        "the same command again.",
+        "{schemes}: {runs} run(s) ended as {status}; means hold finished runs only. Look at the record's error; the "
+        "same command measures what failed again, and what ran out of memory only with --fresh.",
         "{schemes}：{runs}件の実行が{status}で終わりました。平均は完了した実行だけによります。"
-        "記録のerrorを確認し、同じコマンドを再実行してください。",
+        "記録のerrorを確認してください。同じコマンドで失敗した実行を測り直します（メモリ不足は--freshを付けたときだけ）。",
     ),
     "caution.warm_up": (
         "{schemes}: in {slow} of {runs} runs the first timed epochs are still much slower than the rest, so warm-up "
@@ -294,7 +293,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     # The page for a decision.
     "summary.smallest": (
         "On {dataset}, {scheme} keeps the least for backward: {value} MiB of activations against {base} MiB under "
-        "{reference} ({ratio} of it). The {kind} peaks at {peak} MiB against {peak_base} MiB ({peak_ratio}).",
+        "{reference} ({ratio} of it). The peak ({kind}) is {peak} MiB against {peak_base} MiB ({peak_ratio}).",
         "{dataset}では、{scheme}の保持量が最も小さく、活性化マップは{reference}の{base} MiBに対して{value} MiB（"
         "{ratio}）です。"
         "学習時のピークメモリ（{kind}）は{peak_base} MiBに対して{peak} MiB（{peak_ratio}）です。",
@@ -342,9 +341,9 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "saved.both": (
         "{scheme}: activations kept for backward go from {base} to {value} MiB, {ratio} of {reference}'s; the whole "
-        "peak goes from {peak_base} to {peak} MiB, {peak_ratio}.",
+        "peak ({kind}) goes from {peak_base} to {peak} MiB, {peak_ratio}.",
         "{scheme}：逆伝播のために保持する活性化マップは{base} MiBから{value} MiB（{reference}の{ratio}）、学習時の"
-        "ピークメモリ全体は{peak_base} MiBから{peak} MiB（{peak_ratio}）になります。",
+        "ピークメモリ全体（{kind}）は{peak_base} MiBから{peak} MiB（{peak_ratio}）になります。",
     ),
     "saved.activation": (
         "{scheme}: activations kept for backward go from {base} to {value} MiB, {ratio} of {reference}'s; the whole "
@@ -446,11 +445,11 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "時間も監視します。{dataset}で測ったエポック時間は{reference}の{factor}倍です。",
     ),
     "rollout.rules": (
-        "State both figures whenever memory is quoted: activations {ratio} and whole peak {peak_ratio} of "
+        "State both figures whenever memory is quoted: activations {ratio} and whole peak ({kind}) {peak_ratio} of "
         "{reference}'s on "
         "{dataset}.",
         "メモリの数値を示すときは、{dataset}での活性化マップ（{reference}の{ratio}）とピークメモリ全体（"
-        "{peak_ratio}）を必ず並べます。",
+        "{kind}、{peak_ratio}）を必ず並べます。",
     ),
     "rollout.rules.score": (
         "Quote a score with its interval and at least {pairs} seeds, and fall back to {reference} where the loss is "
@@ -460,9 +459,9 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "meeting.memory": (
         "“On {device}, training on {dataset}, {scheme} brings the activations from {base} to {value} MiB. The whole "
-        "peak goes from {peak_base} to {peak} MiB.”",
+        "peak ({kind}) goes from {peak_base} to {peak} MiB.”",
         "「{device}で{dataset}を学習したところ、{scheme}で活性化マップは{base} MiBから{value} MiBになりました。"
-        "ピークメモリ全体は{peak_base} MiBから{peak} MiBです。」",
+        "ピークメモリ全体（{kind}）は{peak_base} MiBから{peak} MiBです。」",
     ),
     "meeting.memory.activation": (
         "“On {device}, training on {dataset}, {scheme} brings the activations from {base} to {value} MiB; the whole "

@@ -162,8 +162,13 @@ def test_a_gpu_is_spoken_of_where_there_was_one() -> None:
     reasons = {"nvml_peak_bytes": "NVML does not list this process"}
     records = [record | {"nvml_peak_bytes": None, "reasons": reasons} for record in measured(environment=CARD)]
     texts = spoken(build_page(compared(records)), "en")
-    assert "allocated by tensors" in texts["saved"]
+    assert "reserved by the allocator" in texts["saved"]
+    assert "allocated by tensors" not in texts["saved"] + texts["meeting"]
     assert "NVML does not list this process" in texts["unknown"]
+    seen = [record | {"nvml_peak_bytes": 3 * 2**30} for record in measured(environment=CARD)]
+    texts = spoken(build_page(compared(seen)), "en")
+    for section in ("summary", "saved", "meeting"):
+        assert "whole process, NVML" in texts[section]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
