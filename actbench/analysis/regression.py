@@ -816,7 +816,9 @@ def _rest_time(record: Record) -> float | None:
 def _losses(record: Record) -> list[float]:
     curve = record.get("curve")
     losses = curve.get("loss") if isinstance(curve, dict) else None
-    return [value for each in losses if (value := _number(each)) is not None] if isinstance(losses, list) else []
+    numbers = [_number(each) for each in losses] if isinstance(losses, list) else []
+    # A mean over fewer epochs would be another figure, so a curve with a hole is none.
+    return [] if None in numbers else [number for number in numbers if number is not None]
 
 
 def _test_score(record: Record) -> float | None:

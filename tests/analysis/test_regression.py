@@ -545,3 +545,9 @@ def test_a_record_cannot_give_commands_to_whoever_prints_it() -> None:
     verdict = check_records([hostile | {"saved_bytes": 1000}], [hostile], Settings(), False)
     (row,) = verdict.rows
     assert row.dataset == "d\ufffd::warning::planted\ufffd[31m\ufffd"
+
+
+def test_a_loss_curve_with_a_hole_is_lost() -> None:
+    holed = example(curve={"loss": [None, 2.0, 1.5], "valid": [0.1, 0.2, 0.3]})
+    (failure,) = check_records([example()], [holed], Settings(), False).failures
+    assert failure[1].figure == "loss"
