@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +10,7 @@ import typer
 
 from actbench.analysis import choose_final
 from actbench.cli.options import expand_home
+from actbench.cli.output import write_whole
 from actbench.errors import OutputError, UsageError
 from actbench.runs import Record, RecordFile
 
@@ -52,30 +51,6 @@ def read_existing(path: Path) -> list[Record]:
         what = "holds no records" if path.exists() else "does not exist"
         raise UsageError(f"{path} {what}: `actbench run --output {path}` writes them.")
     return records
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace `path` by `text` at once, or not at all; raises `OutputError` if it cannot be written."""
-    try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.absolute().parent, delete=False) as file:
-            try:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-                # A temporary file is its owner's alone; this one takes the place of an ordinary one.
-                os.chmod(file.name, 0o666 & ~_umask())
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
-    except OSError as error:
-        raise OutputError(f"--output {path} cannot be written ({error.strerror}): name another file.") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _count(number: int, noun: str) -> str:

@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 
 from actbench.analysis import Settings, Verdict, check_records, read_settings
-from actbench.cli.baseline import read_existing, write_whole
+from actbench.cli.baseline import read_existing
 from actbench.cli.options import expand_home
+from actbench.cli.output import write_whole
 from actbench.errors import OutputError
 from actbench.report import github_annotations, junit_xml, open_stdout, step_summary, verdict_table
 from actbench.runs import RecordFile

@@ -11,6 +11,7 @@ import torch
 import typer
 
 from actbench.cli.options import Format, expand_home
+from actbench.cli.output import write_whole
 from actbench.errors import OutputError, UsageError
 from actbench.quant import nvrtc
 from actbench.report import kernels_table, open_stderr, open_stdout, registers_table
@@ -69,10 +70,7 @@ def kernels(
             ) from error
     text = json.dumps(record)
     if output is not None:
-        try:
-            output.write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"--output {output} cannot be written ({error.strerror}): name another file.") from error
+        write_whole(output, text + "\n")
     if format == "json":
         typer.echo(text)
     else:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from actbench.analysis import Comparison, compare, read_located, resolve_reference
 from actbench.cli.options import expand_home
+from actbench.cli.output import write_whole
 from actbench.errors import OutputError
 from actbench.report import formats, open_stderr, open_stdout
 from actbench.report.phrases import Language, word
@@ -61,10 +62,7 @@ def report(
     if output is None:
         typer.echo(text, nl=False)
         return
-    try:
-        output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"--output {output} cannot be written ({error.strerror}): name another file.") from error
+    write_whole(output, text)
 
 
 def _rendered(comparisons: list[Comparison], format: formats.Format, language: Language) -> str:
