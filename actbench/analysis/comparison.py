@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from actbench.analysis.distinction import distinctions, settings_of
 from actbench.analysis.intervals import Interval, paired_difference
 from actbench.analysis.summary import REFERENCE, Row, median_of_known, ratio, summarise
 from actbench.analysis.untrusted import is_figure, printable
@@ -27,6 +28,7 @@ PEAKS: Final = {
     "nvml": "nvml_peak_bytes",
     "resident": "rss_peak_bytes",
 }
+_IN_HEADING: Final = ("layers", "hidden", "epochs")
 _LINEAR: Final = ("linear", "matmul", "mm", "addmm")
 
 
@@ -137,7 +139,10 @@ class ComparedRow:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows of one data set, model and recipe; `peaks` are the kinds of whole peak that were measured."""
+    """All rows of one data set, model and recipe; `peaks` are the kinds of whole peak that were measured.
+
+    `distinction` holds what else of recipe and data differs from other comparisons of the same data set and model.
+    """
 
     dataset: str
     synthetic: bool
@@ -150,6 +155,14 @@ class Comparison:
     peaks: tuple[str, ...]
     rows: list[ComparedRow]
     superseded: list[Source]
+    distinction: dict[str, Any]
+
+    def on(self, place: Machine) -> Comparison:
+        """The part that was measured on one machine, its rows without the machine's label."""
+        alone = replace(place, label="")
+        rows = [replace(row, machine=alone) for row in self.rows if row.machine is place]
+        records = [each.record for row in rows for each in row.located]
+        return replace(self, machines=[alone], rows=rows, peaks=_measured_peaks(records))
 
     def reference_of(self, row: ComparedRow) -> ComparedRow | None:
         """The reference's row on the same machine as `row`."""
@@ -200,7 +213,13 @@ def compare(located: Iterable[Located], reference: str = REFERENCE, across_machi
         record = each.record
         recipe = sorted((item for item in record["recipe"].items() if item[0] != "source"), key=str)
         groups.setdefault(repr((record["dataset"], record["digest"], record["model"], recipe)), []).append(each)
-    return [_compare(group, reference, across_machines) for group in groups.values()]
+    firsts = [group[0].record for group in groups.values()]
+    headings = [(r["dataset"], r["model"], *(r["recipe"][key] for key in _IN_HEADING)) for r in firsts]
+    told = distinctions(headings, [settings_of(r["recipe"], r["digest"]) for r in firsts])
+    return [
+        _compare(group, reference, across_machines, distinction)
+        for group, distinction in zip(groups.values(), told, strict=True)
+    ]
 
 
 def resolve_reference(text: str | None, located: Sequence[Located]) -> str:
@@ -248,7 +267,7 @@ def _kind(operation: str, metadata: bool) -> str:
     return operation if operation in KINDS else "other"
 
 
-def _compare(group: list[Located], reference: str, across_machines: bool) -> Comparison:
+def _compare(group: list[Located], reference: str, across_machines: bool, distinction: dict[str, Any]) -> Comparison:
     standing, superseded = _standing(group)
     by_machine: dict[str, list[Located]] = {}
     for each in standing:
@@ -280,6 +299,7 @@ def _compare(group: list[Located], reference: str, across_machines: bool) -> Com
         peaks=_measured_peaks(records),
         rows=rows,
         superseded=superseded,
+        distinction=distinction,
     )
 
 
@@ -500,6 +520,7 @@ def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 _CHECKS: Final[dict[str, Callable[[Any], bool]]] = {
     "status": _is_text,
     "dataset": _is_text,
+    "digest": _or_none(_is_text),
     "model": _is_text,
     "seed": _is_count,
     "scheme": lambda value: _is_text(value.get("name")),

@@ -29,6 +29,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from actbench.analysis.distinction import distinctions, settings_of
 from actbench.analysis.intervals import Interval, paired_difference
 from actbench.analysis.untrusted import is_figure, printable
 from actbench.errors import ActbenchError, UsageError
@@ -44,6 +45,7 @@ Figure = Literal[
     "status",
     "saved_bytes",
     "predicted_saved_bytes",
+    "loss_saved_bytes",
     "time",
     "score",
     "loss",
@@ -115,7 +117,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class CheckedRow:
-    """One data set, model, scheme and recipe; `seeds` are those that baseline and new measurement share."""
+    """One data set, model, scheme and recipe; `seeds` are those that baseline and new measurement share.
+
+    `distinction` holds what of recipe and data differs from other rows of the same data set, model and scheme.
+    """
 
     dataset: str
     digest: str | None
@@ -125,6 +130,7 @@ class CheckedRow:
     metric: str | None
     seeds: list[int]
     findings: list[Finding]
+    distinction: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -272,11 +278,7 @@ def check_records(
     for i, pair in enumerate(pairs):
         limits = settings.of(pair.key.scheme)
         findings = _missing_seeds(pair) + ([_judge_status(pair)] if pair.seeds else [])
-        findings += [
-            each
-            for name in ("saved_bytes", "predicted_saved_bytes")
-            if (each := _judge_bytes(pair, name, limits)) is not None
-        ]
+        findings += [each for name in _BYTES if (each := _judge_bytes(pair, name, limits)) is not None]
         findings += [each for column in columns if (each := column[i]) is not None]
         rows.append(_checked(pair.key, pair.base, pair.seeds, findings))
     for key in gone:
@@ -285,6 +287,9 @@ def check_records(
     for key in added:
         finding = Finding("row", "new", baseline=0, new=len(new_rows[key]))
         rows.append(_checked(key, new_rows[key], [], [finding]))
+    names = [(row.dataset, row.model, row.scheme) for row in rows]
+    told = distinctions(names, [settings_of(row.recipe, row.digest) for row in rows])
+    rows = [replace(row, distinction=distinction) for row, distinction in zip(rows, told, strict=True)]
     return Verdict(rows, settings, allow_missing)
 
 
@@ -455,7 +460,11 @@ def _judge_status(pair: _Pair) -> Finding:
     return Finding("status", "pass", before, after)
 
 
-def _judge_bytes(pair: _Pair, name: Literal["saved_bytes", "predicted_saved_bytes"], limits: Limits) -> Finding | None:
+_Bytes = Literal["saved_bytes", "predicted_saved_bytes", "loss_saved_bytes"]
+_BYTES: Final[tuple[_Bytes, ...]] = ("saved_bytes", "predicted_saved_bytes", "loss_saved_bytes")
+
+
+def _judge_bytes(pair: _Pair, name: _Bytes, limits: Limits) -> Finding | None:
     """The seed that grew most decides: the count is exact, so there is nothing to average."""
     limit = limits.saved_bytes
     values = {seed: (_number(pair.base[seed].get(name)), _number(pair.new[seed].get(name))) for seed in pair.seeds}
@@ -817,8 +826,9 @@ def _losses(record: Record) -> list[float]:
     curve = record.get("curve")
     losses = curve.get("loss") if isinstance(curve, dict) else None
     numbers = [_number(each) for each in losses] if isinstance(losses, list) else []
-    # A mean over fewer epochs would be another figure, so a curve with a hole is none.
-    return [] if None in numbers else [number for number in numbers if number is not None]
+    # A mean over fewer epochs would be another figure, so a curve with a hole or without its end is none.
+    whole = None not in numbers and len(numbers) == record["recipe"].get("epochs", len(numbers))
+    return [number for number in numbers if number is not None] if whole else []
 
 
 def _test_score(record: Record) -> float | None:

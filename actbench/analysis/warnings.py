@@ -68,13 +68,14 @@ def _about_seeds(comparison: Comparison) -> Iterator[Caution]:
     single = [row for row in comparison.rows if len(row.scores) == 1]
     if single:
         yield Caution("one_seed", _labels(single), {})
-    unpaired = [
-        row
-        for row in comparison.candidates
-        if row.difference is None and len(row.scores) > 1 and comparison.reference_of(row) is not None
-    ]
+    beside = [(row, reference) for row in comparison.candidates if (reference := comparison.reference_of(row))]
+    # Where the reference finished no run, more seeds of the same would not help.
+    unpaired = [r for r, reference in beside if r.difference is None and len(r.scores) > 1 and reference.scores]
     if unpaired:
         yield Caution("unpaired", _labels(unpaired), {"reference": comparison.reference})
+    differ = [r for r, reference in beside if r.difference and r.scores.keys() != reference.scores.keys()]
+    if differ:
+        yield Caution("seeds_differ", _labels(differ), {"reference": comparison.reference})
 
 
 def _about_differences(comparison: Comparison) -> Iterator[Caution]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib.metadata import version
@@ -13,10 +14,10 @@ from actbench.cli.baseline import baseline
 from actbench.cli.check import check
 from actbench.cli.datasets import datasets, pull
 from actbench.cli.kernels import kernels
-from actbench.cli.options import INTERRUPTED
+from actbench.cli.options import INTERRUPTED, PIPE_CLOSED
 from actbench.cli.report import report
 from actbench.cli.run import run
-from actbench.errors import ActbenchError
+from actbench.errors import ActbenchError, OutputError
 
 app = typer.Typer(
     name="actbench",
@@ -53,15 +54,36 @@ def _root(
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and its exit code."""
     try:
-        code = app(standalone_mode=False)
+        code = _run()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (SystemExit, BrokenPipeError):
+        # The reader of stdout went away (`actbench … | head`), at which both typer and rich exit with 1, the code of a
+        # regression. Nothing more can be said to it.
+        _abandon_stdout()
+        code = PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        _abandon_stdout()
+        typer.echo(f"actbench: stdout cannot be written ({error.strerror}): make room or send it elsewhere.", err=True)
+        code = OutputError.exit_code
+    sys.exit(code)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _run() -> int:
+    try:
+        return app(standalone_mode=False) or 0
     except (ActbenchError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         typer.echo(message if message.startswith("Usage") else f"actbench: {message}", err=True)
-        code = error.exit_code
+        return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        code = INTERRUPTED
-    except BrokenPipeError:
-        # The reader of stdout went away (`actbench … | head`); nothing more can be said to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 1
-    sys.exit(code or 0)
+        return INTERRUPTED
+
+
+def _abandon_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

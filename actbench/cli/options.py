@@ -34,3 +34,5 @@ DataDir = Annotated[
 DEFAULT_DATA_DIR = Path.home() / ".cache" / "actbench" / "data"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
+PIPE_CLOSED = 141
+"""Exit code after stdout's reader went away, as shells have it: 128 + SIGPIPE. No verdict has it."""

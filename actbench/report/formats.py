@@ -33,6 +33,7 @@ from actbench.report.phrases import (
     NOTHING,
     Language,
     Sentence,
+    escape_markdown,
     mebibytes_text,
     percent_text,
     points_text,
@@ -281,14 +282,6 @@ def _folded(heading: str, width: int) -> str:
 
 # Markdown.
 
-_MARKDOWN: Final = re.compile(r"([\\`*_\[\]|#~!$])")
-
-
-def escape_markdown(text: str) -> str:
-    """`text` so that Markdown shows it as it is."""
-    escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
-    return _MARKDOWN.sub(r"\\\1", escaped)
-
 
 def report_markdown(comparisons: Sequence[Comparison], language: Language) -> str:
     """The page for a decision, then every comparison with its table, warnings, commands and records."""
@@ -296,7 +289,7 @@ def report_markdown(comparisons: Sequence[Comparison], language: Language) -> st
     for section in build_page(comparisons):
         lines += [f"## {word(f'section.{section.key}', language)}", ""]
         for group in section.groups:
-            if len(comparisons) > 1 or section.key in ("summary", "rollout"):
+            if len(section.groups) > 1 or section.key == "summary":
                 lines += [f"**{say(group.subject, language, escape_markdown)}**", ""]
             lines += [f"- {say(sentence, language, escape_markdown)}" for sentence in group.sentences]
             lines.append("")

@@ -35,26 +35,25 @@ class Section:
 
 
 def build_page(comparisons: Sequence[Comparison]) -> list[Section]:
-    """The sections of the page, all of them always; a group without a measured figure is not there."""
-    steps = (
-        ("step.prototype", _prototype),
-        ("step.toolchain", _toolchain),
-        ("step.rules", _rules),
-    )
-    rollout = [Group(Sentence(key), [s for c in comparisons for s in build(c)] or [_NOTHING]) for key, build in steps]
+    """The sections of the page, all of them always; a group without a measured figure is not there.
+
+    What was measured on different machines is spoken of apart.
+    """
+    parts = [comparison.on(place) for comparison in comparisons for place in comparison.machines]
     return [
-        _section("summary", comparisons, _summary),
-        _section("saved", comparisons, _saved),
-        _section("costs", comparisons, _costs),
-        _section("unknown", comparisons, _unknown),
-        Section("rollout", rollout),
-        _section("meeting", comparisons, _meeting),
+        _section("summary", parts, _summary),
+        _section("saved", parts, _saved),
+        _section("costs", parts, _costs),
+        _section("unknown", parts, _unknown),
+        _rollout(parts),
+        _section("meeting", parts, _meeting),
     ]
 
 
 def about(comparison: Comparison) -> Sentence:
     """What a comparison is of: data set, model, recipe and device."""
     recipe = comparison.recipe
+    differing = ", ".join(f"{key} {value}" for key, value in comparison.distinction.items())
     return Sentence(
         "subject",
         {
@@ -63,6 +62,7 @@ def about(comparison: Comparison) -> Sentence:
             "layers": str(recipe["layers"]),
             "hidden": str(recipe["hidden"]),
             "epochs": _epochs(comparison),
+            "distinction": Sentence("distinction", {"text": differing}) if differing else "",
             "device": _devices(comparison),
         },
     )
@@ -113,6 +113,17 @@ _MOST_SCHEMES = 4
 def _section(key: str, comparisons: Sequence[Comparison], build: Callable[[Comparison], Iterator[Sentence]]) -> Section:
     groups = [Group(about(comparison), list(build(comparison)) or [_NOTHING]) for comparison in comparisons]
     return Section(key, groups)
+
+
+def _rollout(comparisons: Sequence[Comparison]) -> Section:
+    steps = (("step.prototype", _prototype), ("step.toolchain", _toolchain), ("step.rules", _rules))
+    groups = []
+    for key, build in steps:
+        sentences = [(comparison, sentence) for comparison in comparisons for sentence in build(comparison)]
+        several = len({id(comparison) for comparison, _ in sentences}) > 1
+        told = [Sentence("of", {"subject": about(c), "text": s}) if several else s for c, s in sentences]
+        groups.append(Group(Sentence(key), told or [_NOTHING]))
+    return Section("rollout", groups)
 
 
 def _epochs(comparison: Comparison) -> Sentence:
@@ -220,8 +231,9 @@ def _milliseconds(row: ComparedRow) -> str:
     return f"{1000 * statistics.median(row.epoch_seconds):,.1f}"
 
 
-def _is_timed(row: ComparedRow) -> bool:
-    return row.summary.speed_ratio is not None and len(row.epoch_seconds) >= FEW_EPOCHS
+def _is_timed(comparison: Comparison, row: ComparedRow) -> bool:
+    beside = comparison.reference_of(row)
+    return beside is not None and min(len(row.epoch_seconds), len(beside.epoch_seconds)) >= FEW_EPOCHS
 
 
 def _is_apart(row: ComparedRow, other: ComparedRow) -> bool:
@@ -236,7 +248,30 @@ def _is_apart(row: ComparedRow, other: ComparedRow) -> bool:
     return low > other_high or other_low > high
 
 
+def _finished_alone(comparison: Comparison) -> list[ComparedRow]:
+    """The rows that finished where the reference ran out of memory every time."""
+    beside = next((row for row in comparison.rows if row.is_reference), None)
+    if beside is None or beside.scores or "oom" not in beside.summary.statuses:
+        return []
+    return [row for row in comparison.candidates if row.scores]
+
+
+def _alone(comparison: Comparison, row: ComparedRow) -> dict[str, str | Sentence]:
+    """A row's own figures, of which the reference has none."""
+    return _common(comparison, row) | {
+        "value": mebibytes_text(row.summary.saved_bytes),
+        "peak": mebibytes_text(_own_peak(row)),
+        "runs": str(len(row.scores)),
+    }
+
+
+def _own_peak(row: ComparedRow) -> float | None:
+    return row.peaks[_main_peak(row)].value_bytes
+
+
 def _summary(comparison: Comparison) -> Iterator[Sentence]:
+    for row in _finished_alone(comparison):
+        yield Sentence("summary.finished", _alone(comparison, row))
     rows = _compressed(comparison)
     if rows:
         smallest = min(rows, key=lambda row: (row.summary.saved_bytes or 0, -(row.summary.score_mean or 0)))
@@ -245,7 +280,7 @@ def _summary(comparison: Comparison) -> Iterator[Sentence]:
     best = _best(comparison)
     if best and best.difference:
         yield Sentence("summary.score", _score(comparison, best))
-    timed = [row for row in rows if _is_timed(row)]
+    timed = [row for row in rows if _is_timed(comparison, row)]
     if timed:
         fastest = max(timed, key=lambda row: row.summary.speed_ratio or 0)
         if all(_is_apart(fastest, row) for row in comparison.rows if row is not fastest and row.epoch_seconds):
@@ -267,6 +302,9 @@ def _saved(comparison: Comparison) -> Iterator[Sentence]:
         if row.summary.saved_ratio is not None:
             whole = _whole(row).ratio is not None
             yield Sentence("saved.both" if whole else "saved.activation", _memory(comparison, row))
+        elif row.summary.saved_bytes is not None:
+            known = _own_peak(row) is not None
+            yield Sentence("saved.alone.both" if known else "saved.alone", _alone(comparison, row))
     best = _best(comparison)
     if best and best.kinds:
         total = sum(best.kinds.values())
@@ -304,7 +342,12 @@ def _costs(comparison: Comparison) -> Iterator[Sentence]:
         if beside and row.summary.score_mean is not None and beside.summary.score_mean is not None:
             key = "single" if row.difference is None else "distinct" if is_distinct(row) else "overlap"
             yield Sentence(f"costs.{key}", _score(comparison, row))
-        if _is_timed(row):
+        elif row.summary.score_mean is not None:
+            one = len(row.scores) == 1
+            yield Sentence(
+                "costs.alone.one" if one else "costs.alone", _score(comparison, row) | {"seeds": str(len(row.scores))}
+            )
+        if _is_timed(comparison, row):
             yield Sentence("costs.slower", _time(comparison, row))
         if row.gradient_noise is not None:
             yield Sentence("costs.noise", _common(comparison, row) | {"value": f"{row.gradient_noise:.3g}"})
@@ -350,6 +393,8 @@ def _prototype(comparison: Comparison) -> Iterator[Sentence]:
         yield Sentence("rollout.prototype", _memory(comparison, best))
         if best.difference:
             yield Sentence("rollout.prototype.score", _score(comparison, best))
+        else:
+            yield Sentence("rollout.prototype.unscored", _common(comparison, best))
 
 
 def _toolchain(comparison: Comparison) -> Iterator[Sentence]:
@@ -357,7 +402,7 @@ def _toolchain(comparison: Comparison) -> Iterator[Sentence]:
     if best:
         exact = {"value": f"{best.summary.saved_bytes:,.0f}"}
         yield Sentence("rollout.toolchain", _memory(comparison, best) | exact)
-        if _is_timed(best):
+        if _is_timed(comparison, best):
             yield Sentence("rollout.toolchain.time", _time(comparison, best))
 
 
@@ -370,6 +415,8 @@ def _rules(comparison: Comparison) -> Iterator[Sentence]:
 
 
 def _meeting(comparison: Comparison) -> Iterator[Sentence]:
+    for row in _finished_alone(comparison):
+        yield Sentence("meeting.finished", _alone(comparison, row))
     best = _best(comparison)
     if best is None:
         return
@@ -379,7 +426,7 @@ def _meeting(comparison: Comparison) -> Iterator[Sentence]:
         yield Sentence("meeting.loss" if is_distinct(best) else "meeting.noise", _score(comparison, best))
     elif best.summary.score_mean is not None:
         yield Sentence("meeting.single", _score(comparison, best))
-    if _is_timed(best):
+    if _is_timed(comparison, best):
         yield Sentence("meeting.time", _time(comparison, best))
     if comparison.synthetic:
         yield Sentence("meeting.generated")

@@ -1,8 +1,8 @@
-"""All words of a report in English and Japanese, and figures as people read them; no text holds a figure of its "
-"own."""
+"""All words of a report in English and Japanese, and figures as people read them; no text holds a figure itself."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -33,6 +33,12 @@ def word(key: str, language: Language) -> str:
     """The text of `key`, its gaps open."""
     english, japanese = TEXTS[key]
     return english if language == "en" else japanese
+
+
+def escape_markdown(text: str) -> str:
+    """`text` so that Markdown shows it as it is, in one line and as a table's cell."""
+    escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]|#~!$])", r"\\\1", escaped)
 
 
 def mebibytes_text(value_bytes: float | None) -> str:
@@ -101,9 +107,11 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "real": ("{dataset}", "{dataset}"),
     "generated": ("{dataset} (generated graph)", "{dataset}（生成グラフ）"),
     "subject": (
-        "{dataset} · {model} {layers} x {hidden} · {epochs} · {device}",
-        "{dataset}・{model} {layers}層×{hidden}・{epochs}・{device}",
+        "{dataset} · {model} {layers} x {hidden} · {epochs}{distinction} · {device}",
+        "{dataset}・{model} {layers}層×{hidden}・{epochs}{distinction}・{device}",
     ),
+    "distinction": (" · {text}", "・{text}"),
+    "of": ("{subject}: {text}", "{subject}：{text}"),
     "peak.allocated": ("allocated by tensors", "テンソルの割り当て"),
     "peak.reserved": ("reserved by the allocator", "アロケータの確保"),
     "peak.nvml": ("whole process, NVML", "プロセス全体、NVML"),
@@ -246,6 +254,12 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "{schemes}: fewer than two seeds in common with {reference}, so no interval. Run the same seeds.",
         "{schemes}：{reference}と共通のシードが二つに満たず、区間を出せません。同じシードで測定してください。",
     ),
+    "caution.seeds_differ": (
+        "{schemes}: not the same seeds finished as under {reference}, so the means are over different seeds; the "
+        "difference is over the common ones. Run the same seeds.",
+        "{schemes}：完了したシードが{reference}と異なり、平均は別のシードの組によります。差は共通のシードだけで"
+        "取っています。同じシードで測定してください。",
+    ),
     "caution.overlap": (
         "{schemes}: the difference in score to {reference} cannot be told from noise, since its interval holds zero. "
         "More seeds narrow it.",
@@ -305,6 +319,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "{ratio}）です。"
         "学習時のピークメモリ全体は測定していません。",
     ),
+    "summary.finished": (
+        "{scheme} finished {runs} run(s) of {dataset} on {device}, where {reference} ran out of memory.",
+        "{device}での{dataset}の学習は、{reference}ではメモリ不足で終わり、{scheme}では{runs}件完了しました。",
+    ),
     "summary.score": (
         "Of the compressed schemes {scheme} scores best: {value}%, {difference} points from {reference} "
         "[{low}, {high}; {confidence}% interval, {pairs} seeds].",
@@ -351,6 +369,18 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "{scheme}：逆伝播のために保持する活性化マップは{base} MiBから{value} MiB（{reference}の{ratio}）になります。"
         "学習時のピークメモリ全体は測定していません。",
     ),
+    "saved.alone": (
+        "{scheme}: {value} MiB of activations are kept for backward; {reference} has no figure to set beside it, and "
+        "the whole peak was not measured.",
+        "{scheme}：逆伝播のために保持する活性化マップは{value} MiBです。比べるべき{reference}の値はなく、学習時の"
+        "ピークメモリ全体は測定していません。",
+    ),
+    "saved.alone.both": (
+        "{scheme}: {value} MiB of activations are kept for backward, and the whole peak ({kind}) is {peak} MiB; "
+        "{reference} has no figure to set beside them.",
+        "{scheme}：逆伝播のために保持する活性化マップは{value} MiB、学習時のピークメモリ全体（{kind}）は{peak} MiB"
+        "です。比べるべき{reference}の値はありません。",
+    ),
     "saved.share": (
         "Under {reference} the activations amount to {share} of the whole peak ({kind}), and the whole peak is what "
         "must fit into the machine.",
@@ -378,6 +408,15 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "costs.single": (
         "{scheme}: {metric} {value}% against {base}% in the runs there are, too few seeds to call it a result.",
         "{scheme}：{metric}は{base}%に対して{value}%ですが、シードが足りず結果とは言えません。",
+    ),
+    "costs.alone": (
+        "{scheme}: {metric} {value}% in the mean of {seeds} seeds; what that costs is unknown, since {reference} has "
+        "no score.",
+        "{scheme}：{metric}は{seeds}シードの平均で{value}%です。{reference}のスコアがないため、影響は分かりません。",
+    ),
+    "costs.alone.one": (
+        "{scheme}: {metric} {value}% with one seed, which is not a result; {reference} has no score.",
+        "{scheme}：{metric}は{value}%ですが、シードが1つだけで結果とは言えません。{reference}のスコアはありません。",
     ),
     "costs.slower": (
         "{scheme}: an epoch takes {factor} times {reference}'s, {value} ms against {base} ms in the median.",
@@ -434,6 +473,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "Go on only if the difference in score stays above {low} points, the lower end measured on {dataset}.",
         "スコアの差が、{dataset}で測った区間の下端{low}ポイントを下回らなければ次に進みます。",
     ),
+    "rollout.prototype.unscored": (
+        "No score chose {scheme}, only its bytes: compare it with {reference} over several seeds before anything else.",
+        "{scheme}はスコアではなくバイト数だけで選んでいます。まず複数のシードで{reference}と比べてください。",
+    ),
     "rollout.toolchain": (
         "Keep these records as the baseline of actbench check in CI, so that {scheme} on {dataset} keeps no more "
         "than {value} bytes for backward unnoticed.",
@@ -468,6 +511,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "peak we have yet to measure.”",
         "「{device}で{dataset}を学習したところ、{scheme}で活性化マップは{base} MiBから{value} MiBになりました。"
         "ピークメモリ全体はこれから測ります。」",
+    ),
+    "meeting.finished": (
+        "“On {device}, {dataset} cannot be trained under {reference}: it runs out of memory. Under {scheme} it can.”",
+        "「{device}では、{reference}による{dataset}の学習はメモリ不足で終わります。{scheme}なら完了します。」",
     ),
     "meeting.loss": (
         "“Against {reference}, {metric} changes by {difference} points, between {low} and {high} with "

@@ -12,7 +12,7 @@ _PIPE_COLUMNS = 160
 
 def open_stdout() -> Console:
     """A console on stdout; where that is no terminal, wide enough that no table is cut."""
-    unbounded = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    unbounded = (sys.stdout is None or not sys.stdout.isatty()) and "COLUMNS" not in os.environ
     return Console(width=_PIPE_COLUMNS if unbounded else None, soft_wrap=False)
 
 

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from actbench.analysis.regression import CheckedRow, Finding, Limits, Verdict
-from actbench.report.phrases import MEBIBYTE, NOTHING
+from actbench.report.phrases import MEBIBYTE, NOTHING, escape_markdown
 
 _NAMES = {
     "row": "row",
@@ -21,6 +21,7 @@ _NAMES = {
     "status": "status",
     "saved_bytes": "saved bytes",
     "predicted_saved_bytes": "predicted bytes",
+    "loss_saved_bytes": "loss's bytes",
     "time": "epoch time",
     "score": "score",
     "loss": "training loss",
@@ -95,13 +96,10 @@ def junit_xml(verdict: Verdict) -> str:
     }
     root = ElementTree.Element("testsuites", {"name": "actbench check", **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": "actbench check", **counts})
-    used: Counter[str] = Counter()
     for row in verdict.rows:
-        place = f"{row.dataset}/{row.model}/{row.scheme}"
-        used[place] += 1
-        suffix = f" ({used[place]})" if used[place] > 1 else ""
+        place = "/".join(filter(None, (row.dataset, row.model, row.scheme, _distinction(row))))
         for finding in row.findings:
-            names = {"classname": _printable(place + suffix), "name": _NAMES[finding.figure]}
+            names = {"classname": _printable(place), "name": _NAMES[finding.figure]}
             case = ElementTree.SubElement(suite, "testcase", names)
             sentence = _printable(f"{_name(row)} {say(row, finding)}")
             if verdict.is_failure(finding):
@@ -129,16 +127,16 @@ def step_summary(verdict: Verdict) -> str:
     """Markdown: the verdict, a line for what is not as it was, and the whole table folded away."""
     lines = [f"## actbench check\n\n**{headline(verdict)}**\n"]
     lines += [
-        f"- {'❌' if verdict.is_failure(finding) else 'ℹ️'} {_markdown(f'{_name(row)} {say(row, finding)}')}"
+        f"- {'❌' if verdict.is_failure(finding) else 'ℹ️'} {escape_markdown(f'{_name(row)} {say(row, finding)}')}"
         for row, finding in _notable(verdict)
     ]
     lines.append("\n<details><summary>All figures</summary>\n")
     for title, rows in _groups(verdict):
-        lines.append(f"\n{_markdown(title)}\n")
+        lines.append(f"\n{escape_markdown(title)}\n")
         lines.append("| scheme | figure | baseline | new | change | verdict |\n| --- | --- | --: | --: | --: | --- |")
         for row in rows:
             for finding in row.findings:
-                lines.append(f"| {' | '.join(map(_markdown, (row.scheme, *_cells(finding))))} |")
+                lines.append(f"| {' | '.join(map(escape_markdown, (row.scheme, *_cells(finding))))} |")
     lines.append(f"\n{_allowed(verdict.settings.limits)}\n\n</details>\n\n")
     return "\n".join(lines)
 
@@ -168,6 +166,8 @@ def say(row: CheckedRow, finding: Finding) -> str:
             return f"keeps {new} bytes for backward instead of {old} ({change}, allowed {allowed})."
         case "predicted_saved_bytes":
             return f"is predicted to keep {new} bytes instead of {old} ({change}, allowed {allowed})."
+        case "loss_saved_bytes":
+            return f"keeps {new} bytes for the loss's backward instead of {old} ({change}, allowed {allowed})."
         case "time":
             rest = "" if finding.rest_change is None else f", the rest of the run {_percent(finding.rest_change)}"
             told = f"takes {new} an epoch instead of {old} ({change}, allowed {allowed}{_p_value(finding)}{rest})"
@@ -218,12 +218,19 @@ def _groups(verdict: Verdict) -> list[tuple[str, list[CheckedRow]]]:
             title += f" {recipe['layers']} x {recipe['hidden']}"
         if "epochs" in recipe:
             title += f" · {_count(recipe['epochs'], 'epoch')}"
+        told = _distinction(row, ("layers", "hidden", "epochs"))
+        title += f" · {told}" if told else ""
         groups.setdefault(title, []).append(row)
     return list(groups.items())
 
 
 def _name(row: CheckedRow) -> str:
-    return f"{row.scheme} ({row.model}, {row.dataset})"
+    told = _distinction(row)
+    return f"{row.scheme} ({row.model}, {row.dataset}{f', {told}' if told else ''})"
+
+
+def _distinction(row: CheckedRow, known: tuple[str, ...] = ()) -> str:
+    return ", ".join(f"{key} {value}" for key, value in row.distinction.items() if key not in known)
 
 
 def _label(finding: Finding) -> str:
@@ -241,7 +248,7 @@ def _value(finding: Finding, value: float | None) -> str:
     if value is None:
         return NOTHING
     match finding.figure:
-        case "saved_bytes" | "predicted_saved_bytes":
+        case "saved_bytes" | "predicted_saved_bytes" | "loss_saved_bytes":
             return f"{value:,.0f}"
         case "time":
             return f"{1000 * value:,.4g} ms"
@@ -296,12 +303,6 @@ def _count(number: object, noun: str) -> str:
 def _printable(text: str) -> str:
     """`text` without the characters that XML has no place for."""
     return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
-
-
-def _markdown(text: str) -> str:
-    """`text` as plain text in a Markdown table's cell."""
-    flat = " ".join(text.split())
-    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", flat)
 
 
 def _escape(text: str) -> str:

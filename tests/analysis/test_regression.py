@@ -409,7 +409,8 @@ def test_what_differs_in_more_than_the_code_cannot_be_compared(changes: dict[str
 def test_a_record_of_little_is_compared_in_what_it_has() -> None:
     odd = example() | {"epoch_seconds": "abc", "curve": {"loss": 5}, "metrics": [1], "warmup_epochs": -3, "recipe": {}}
     (row,) = check_records([odd], [odd]).rows
-    assert [finding.figure for finding in row.findings] == ["status", "saved_bytes", "predicted_saved_bytes", "peak"]
+    deterministic = ["saved_bytes", "predicted_saved_bytes", "loss_saved_bytes"]
+    assert [finding.figure for finding in row.findings] == ["status", *deterministic, "peak"]
 
 
 def test_another_version_of_actbench_is_what_a_check_is_for() -> None:
@@ -551,3 +552,18 @@ def test_a_loss_curve_with_a_hole_is_lost() -> None:
     holed = example(curve={"loss": [None, 2.0, 1.5], "valid": [0.1, 0.2, 0.3]})
     (failure,) = check_records([example()], [holed], Settings(), False).failures
     assert failure[1].figure == "loss"
+
+
+def test_a_loss_curve_without_its_end_is_lost() -> None:
+    """Its mean would be over other epochs, here better ones than the baseline's."""
+    short = example(curve={"loss": [3.0, 1.0], "valid": [0.1, 0.2, 0.3]})
+    (failure,) = check_records([example()], [short], Settings(), False).failures
+    assert (failure[1].figure, failure[1].why) == ("loss", "unmeasured")
+
+
+def test_what_the_loss_keeps_is_judged_too() -> None:
+    verdict = check_records([example()], [example(loss_saved_bytes=11)])
+    assert [finding.figure for _, finding in verdict.failures] == ["loss_saved_bytes"]
+    nothing = example(loss_saved_bytes=0)
+    assert not check_records([nothing], [nothing]).failures
+    assert check_records([nothing], [example()]).failures

@@ -38,6 +38,12 @@ def test_seeds_that_do_not_meet() -> None:
     assert cautions(*records)["unpaired"].schemes == ("exact",)
 
 
+def test_means_over_different_seeds() -> None:
+    assert cautions(*pair()[:-1])["seeds_differ"].schemes == ("exact",)
+    assert cautions(*pair()[1:])["seeds_differ"].schemes == ("exact",)
+    assert "unpaired" not in cautions(*pair()[1:])
+
+
 def test_a_difference_that_is_noise() -> None:
     records = pair()[:3] + [scored("exact", s, t, epoch_seconds=STEADY) for s, t in enumerate((0.7, 0.9, 0.8))]
     assert cautions(*records)["overlap"].schemes == ("exact",)

@@ -19,7 +19,7 @@ from actbench.analysis.regression import check_records
 from actbench.cli.main import app
 from actbench.runs import RecordFile
 from tests.analysis.test_regression import example
-from tests.cli.test_cli import actbench, actbench_here, refused
+from tests.cli.test_cli import ACTBENCH, actbench, actbench_here, refused
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -48,10 +48,10 @@ def test_the_exit_code_is_the_verdict(run: Run, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     done = run("check", "--baseline", "base.jsonl", "base.jsonl")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("No regression in 14 figures of 2 rows.\n")
+    assert done.stdout.startswith("No regression in 16 figures of 2 rows.\n")
     done = run("check", "--baseline", "base.jsonl", "worse.jsonl")
     assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.startswith("Regression: 1 of 14 figures of 2 rows got worse.\n")
+    assert done.stdout.startswith("Regression: 1 of 16 figures of 2 rows got worse.\n")
     assert run("check", "--baseline", "base.jsonl", "part.jsonl").returncode == 1
     assert run("check", "--baseline", "base.jsonl", "part.jsonl", "--allow-missing").returncode == 0
     done = run("check", "--baseline", "base.jsonl", "better.jsonl")
@@ -79,11 +79,27 @@ def test_documents_on_stdout_or_in_a_file_beside_the_table(run: Run, tmp_path: P
 
     done = run(*check, "--format", "junit", "--output", "check.xml")
     assert done.returncode == 1
-    assert done.stdout.startswith("Regression: 1 of 14")
+    assert done.stdout.startswith("Regression: 1 of 16")
     assert ElementTree.parse(tmp_path / "check.xml").getroot()[0].get("failures") == "1"
     assert run(*check, "--output", "check.txt").returncode == 1
-    assert (tmp_path / "check.txt").read_text().startswith("Regression: 1 of 14")
+    assert (tmp_path / "check.txt").read_text().startswith("Regression: 1 of 16")
     assert {path.name for path in tmp_path.iterdir()} == {"base.jsonl", "worse.jsonl", "check.xml", "check.txt"}
+
+
+@pytest.mark.parametrize("format", ["table", "json"])
+@pytest.mark.parametrize("verb", ["check", "report"])
+def test_a_stdout_that_is_full_or_closed_is_no_verdict(run: Run, tmp_path: Path, verb: str, format: str) -> None:
+    words = ["base.jsonl", "--format", format] + (["--baseline", "base.jsonl"] if verb == "check" else [])
+    command = [*ACTBENCH, verb, *words]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "stdout cannot be written (No space left on device)" in done.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(command, cwd=tmp_path, stdout=closed, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_on_github_it_annotates_and_summarises(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import t as student
 
 from actbench.analysis.warnings import find_cautions
-from actbench.report.page import Section, build_page, caution_sentence, table_notes
+from actbench.report.page import Section, about, build_page, caution_sentence, table_notes
 from actbench.report.phrases import TEXTS, Language, say, word
 from tests.report.records import CARD, MEBIBYTE, compared, measured
 from tests.runs.example import ENVIRONMENT, example_record
@@ -190,6 +190,94 @@ def test_many_schemes_make_a_short_page() -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+def test_machines_are_never_chosen_between(language: Language) -> None:
+    """The other machine keeps less and is faster and better in everything; each is spoken of by itself."""
+    other = [
+        record
+        | {
+            "environment": ENVIRONMENT | {"device_name": "another processor"},
+            "saved_bytes": record["saved_bytes"] // 2,
+            "rss_peak_bytes": record["rss_peak_bytes"] // 2,
+            "epoch_seconds": [seconds / 2 for seconds in record["epoch_seconds"]],
+            "metrics": record["metrics"] | {"test": record["metrics"]["test"] + 0.2},
+        }
+        for record in measured()
+    ]
+    comparisons = compared(measured() + other, across_machines=True)
+    sections = build_page(comparisons)
+    for section in sections:
+        if section.key != "rollout":
+            assert [dict(group.subject.values)["device"] for group in section.groups] == [
+                "a processor",
+                "another processor",
+            ]
+    alone = build_page(compared(measured()))
+    for section, expected in zip(sections, alone, strict=True):
+        if section.key != "rollout":
+            assert section.groups[0] == expected.groups[0]
+    assert not re.search(r"\[[AB]\]", "".join(spoken(sections, language).values()))
+    for group in sections[4].groups:
+        told = [say(sentence, language) for sentence in group.sentences]
+        assert all(("a processor" in text) != ("another processor" in text) for text in told)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_reference_that_ran_out_of_memory_is_told_and_not_divided_by(language: Language, seeds: int) -> None:
+    ended: dict[str, Any] = {
+        "status": "oom",
+        "metrics": None,
+        "saved_bytes": None,
+        "rss_peak_bytes": None,
+        "epoch_seconds": [],
+    }
+    records = measured(seeds)
+    records[:seeds] = [record | ended for record in records[:seeds]]
+    (comparison,) = comparisons = compared(records)
+    assert not {"unpaired", "no_reference"} & {caution.kind for caution in find_cautions(comparison)}
+    texts = spoken(build_page(comparisons), language)
+    finished = {"en": "where fp32 ran out of memory", "ja": "fp32ではメモリ不足で終わり"}[language]
+    assert texts["summary"].count(finished) == 2
+    assert "1.6 MiB" in texts["saved"]
+    assert "481.9 MiB" in texts["saved"]
+    mean = statistics.fmean(100 * record["metrics"]["test"] for record in records[seeds : 2 * seeds])
+    assert f"{mean:.2f}%" in texts["costs"]
+    assert (word("nothing", language) in texts["saved"] + texts["costs"] + texts["meeting"]) is False
+    assert "–" not in "".join(texts[key] for key in ("summary", "saved", "costs", "meeting"))
+
+
+def test_speed_needs_a_reference_with_epochs_too() -> None:
+    records = measured()
+    records[:3] = [record | {"epoch_seconds": [9.0, 9.0, 0.1]} for record in records[:3]]
+    texts = spoken(build_page(compared(records)), "en")
+    assert " ms" not in texts["costs"] + texts["meeting"]
+    assert "fastest" not in texts["summary"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_roll_out_without_a_score_says_so(language: Language) -> None:
+    sentence = word("rollout.prototype.unscored", language).format(scheme="blockwise", reference="fp32")
+    assert sentence in spoken(build_page(compared(measured(1))), language)["rollout"]
+    assert sentence not in spoken(build_page(compared(measured(3))), language)["rollout"]
+
+
+def test_recipes_of_one_heading_are_told_apart() -> None:
+    first = measured()
+    other = [record | {"recipe": record["recipe"] | {"dropout": 0.125}} for record in first]
+    own = [record | {"digest": digest * 32} for record in first for digest in ("ab", "cd")]
+    subjects = [say(about(comparison), "en") for comparison in compared(first + other + own)]
+    assert len(set(subjects)) == 4
+    assert [text.split(" · ")[3] for text in subjects] == [
+        "dropout 0.5, data None",
+        "dropout 0.125, data None",
+        "dropout 0.5, data abababab",
+        "dropout 0.5, data cdcdcdcd",
+    ]
+    (alone,) = compared(first)
+    assert say(about(alone), "en").count(" · ") == 3
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_every_caution_has_words(language: Language) -> None:
     other = ENVIRONMENT | {"device_name": "another", "commit": "1"}
     records = measured(1, epoch_seconds=[1.0] * 3, other_gpu_processes=1)
@@ -202,3 +290,6 @@ def test_every_caution_has_words(language: Language) -> None:
         text = say(caution_sentence(caution, comparison), language)
         assert all(scheme in text for scheme in caution.schemes)
     assert {"machines", "one_seed", "unfinished", "few_epochs", "neighbours", "superseded", "commits"} <= kinds
+    (comparison,) = compared(measured()[:-1])
+    (caution,) = [each for each in find_cautions(comparison) if each.kind == "seeds_differ"]
+    assert "blockwise" in say(caution_sentence(caution, comparison), language)

@@ -33,7 +33,7 @@ def worse() -> Verdict:
 
 def test_a_table_says_the_verdict_first_and_fits_80_columns(worse: Verdict) -> None:
     lines = drawn(worse).splitlines()
-    assert lines[0] == "Regression: 4 of 14 figures of 2 rows got worse; 1 missing, 2 new."
+    assert lines[0] == "Regression: 4 of 16 figures of 2 rows got worse; 1 missing, 2 new."
     assert max(map(len, lines)) <= 80
     assert "…" not in "".join(lines)
     assert "synthetic:arxiv@0.002 · sage 3 x 16 · 3 epochs" in lines
@@ -49,7 +49,7 @@ def test_a_table_says_the_verdict_first_and_fits_80_columns(worse: Verdict) -> N
 
 def test_a_pass_names_what_improved() -> None:
     verdict = check_records([example(saved_bytes=1000)], [example(saved_bytes=900)])
-    assert headline(verdict) == "No regression in 7 figures of 1 row; 1 improved."
+    assert headline(verdict) == "No regression in 8 figures of 1 row; 1 improved."
     assert "improved: fp32 (sage, synthetic:arxiv@0.002) keeps 900 bytes for backward instead of 1,000" in drawn(
         verdict, 200
     )
@@ -98,8 +98,23 @@ def test_what_may_be_missing_is_skipped_in_junit() -> None:
 
 def test_rows_that_differ_in_their_recipe_alone_are_cases_of_their_own() -> None:
     both = [example(), example(recipe=example()["recipe"] | {"epochs": 9})]
-    places = {case.get("classname") for case in ElementTree.fromstring(junit_xml(check_records(both, both)))[0]}
-    assert places == {"synthetic:arxiv@0.002/sage/fp32", "synthetic:arxiv@0.002/sage/fp32 (2)"}
+    verdict = check_records(both, both)
+    places = {case.get("classname") for case in ElementTree.fromstring(junit_xml(verdict))[0]}
+    assert places == {"synthetic:arxiv@0.002/sage/fp32/epochs 3", "synthetic:arxiv@0.002/sage/fp32/epochs 9"}
+
+
+@pytest.mark.parametrize("name", ["dropout", "learning_rate", "a|$setting"])
+def test_rows_of_one_heading_say_in_what_their_recipes_differ(name: str) -> None:
+    recipes = [example()["recipe"] | {name: value} for value in (0.125, 0.375)]
+    base = [example(recipe=recipe) for recipe in recipes]
+    new = [example(recipe=recipe, saved_bytes=2000) for recipe in recipes]
+    verdict = check_records(base, new)
+    lines = drawn(verdict, 200).splitlines()
+    for value in (0.125, 0.375):
+        assert f"synthetic:arxiv@0.002 · sage 3 x 16 · 3 epochs · {name} {value}" in lines
+        sentence = f"fp32 (sage, synthetic:arxiv@0.002, {name} {value}) keeps 2,000 bytes"
+        assert sum(sentence in line for line in lines) == 1
+        assert sum(sentence in line for line in github_annotations(verdict)) == 1
 
 
 def test_annotations_are_escaped_by_githubs_rules(worse: Verdict) -> None:
@@ -116,8 +131,11 @@ def test_annotations_are_escaped_by_githubs_rules(worse: Verdict) -> None:
 
 def test_the_step_summary_is_markdown_that_a_message_cannot_break(worse: Verdict) -> None:
     text = step_summary(worse)
-    assert text.startswith("## actbench check\n\n**Regression: 4 of 14 figures")
+    assert text.startswith("## actbench check\n\n**Regression: 4 of 16 figures")
     assert "Odd\\|\\[Error\\]" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in rows} == {7}
     assert text.count("❌") == len(worse.failures)
+    error = {"type": "Odd", "message": "&lt;b&gt; costs $x^2$ {0} ![a](b)", "epoch": 1}
+    text = step_summary(check_records([example()], [example(status="error", metrics=None, error=error)]))
+    assert r"&amp;lt;b&amp;gt; costs \$x^2\$ \{0\} \!\[a\](b)" in text

@@ -1,0 +1,22 @@
+"""What tells things apart that have one name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def distinctions(names: Sequence[object], values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each mapping, the entries that are not equal in all mappings of the same name; absent entries are None."""
+    found = []
+    for name, own in zip(names, values, strict=True):
+        alike = [other for other_name, other in zip(names, values, strict=True) if other_name == name]
+        keys = dict.fromkeys(key for other in alike for key in other)
+        found.append({key: own.get(key) for key in keys if any(other.get(key) != own.get(key) for other in alike)})
+    return found
+
+
+def settings_of(recipe: Mapping[str, Any], digest: str | None) -> dict[str, Any]:
+    """What one measurement may differ in from another of the same data set and model: its recipe and its data."""
+    settings = {key: value for key, value in recipe.items() if key != "source"}
+    return settings | ({} if digest is None else {"data": digest[:8]})
