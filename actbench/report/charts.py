@@ -209,15 +209,18 @@ def _draw_pareto(comparison: Comparison, language: Language) -> Figure | None:
         return None
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    front = [
-        (row.summary.saved_bytes / MEBIBYTE, 100 * (row.summary.score_mean or 0))
-        for row in pareto_front(row for row, *_ in points)
-        if row.summary.saved_bytes
-    ]
-    axes.step(
-        *zip(*front, strict=True), where="post", color=INK, alpha=0.5, linewidth=1.2, linestyle=(0, (1, 2)),
-        label=word("chart.front", language),
-    )  # fmt: skip
+    for place in comparison.machines:
+        front = [
+            (row.summary.saved_bytes / MEBIBYTE, 100 * (row.summary.score_mean or 0))
+            for row in pareto_front(row for row, *_ in points if row.machine is place)
+            if row.summary.saved_bytes
+        ]
+        label = word("chart.front", language) + (f" [{place.label}]" if place.label else "")
+        if front:
+            axes.step(
+                *zip(*front, strict=True), where="post", color=INK, alpha=0.5, linewidth=1.2, linestyle=(0, (1, 2)),
+                label=label,
+            )  # fmt: skip
     for number, (row, style, mebibytes, score) in enumerate(points):
         spread = None if row.summary.score_std is None else 100 * row.summary.score_std
         axes.errorbar(

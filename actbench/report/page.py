@@ -120,7 +120,7 @@ def _rollout(comparisons: Sequence[Comparison]) -> Section:
     groups = []
     for key, build in steps:
         sentences = [(comparison, sentence) for comparison in comparisons for sentence in build(comparison)]
-        several = len({id(comparison) for comparison, _ in sentences}) > 1
+        several = len(comparisons) > 1
         told = [Sentence("of", {"subject": about(c), "text": s}) if several else s for c, s in sentences]
         groups.append(Group(Sentence(key), told or [_NOTHING]))
     return Section("rollout", groups)
