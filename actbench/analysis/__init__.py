@@ -1,10 +1,12 @@
 """What records say together: one row for every scheme, beside the reference."""
 
+from actbench.analysis.claims import Claim, compare_claims
 from actbench.analysis.comparison import Comparison, compare, read_located, resolve_reference
 from actbench.analysis.regression import Settings, Verdict, check_records, choose_final, read_settings
 from actbench.analysis.summary import Row, Table, summarise
 
 __all__ = [
+    "Claim",
     "Comparison",
     "Row",
     "Settings",
@@ -13,6 +15,7 @@ __all__ = [
     "check_records",
     "choose_final",
     "compare",
+    "compare_claims",
     "read_located",
     "read_settings",
     "resolve_reference",

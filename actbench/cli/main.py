@@ -16,6 +16,7 @@ from actbench.cli.datasets import datasets, pull
 from actbench.cli.kernels import kernels
 from actbench.cli.options import INTERRUPTED, PIPE_CLOSED
 from actbench.cli.report import report
+from actbench.cli.reproduce import reproduce
 from actbench.cli.run import run
 from actbench.errors import ActbenchError, OutputError
 
@@ -34,6 +35,7 @@ app.command()(kernels)
 app.command()(report)
 app.command()(check)
 app.command()(baseline)
+app.command()(reproduce)
 
 
 def _print_version(asked: bool) -> None:

@@ -10,9 +10,10 @@ import typer
 
 from actbench.analysis import summarise
 from actbench.cli.datasets import make_present
-from actbench.cli.options import DEFAULT_DATA_DIR, INTERRUPTED, DataDir, Format, expand_home, require_finite
-from actbench.report import ProgressListener, ledger_table, open_stderr, open_stdout, render_tables
-from actbench.runs import Job, Record, RecordFile, describe_device, digest_of, plan, resolve_device, run_grid
+from actbench.cli.measuring import end, measure_grid
+from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, Format, expand_home, require_finite
+from actbench.report import ledger_table, open_stderr, open_stdout, render_tables
+from actbench.runs import Job, Record, RecordFile, digest_of, plan, resolve_device
 from actbench.scheme import Scheme
 from actbench.training import recipe_for
 
@@ -110,25 +111,9 @@ def run(
     job = Job(name, str(data_dir), digest_of(name), schemes[0], 0, recipe, chosen)
     jobs = plan(job, schemes, seeds)
 
-    records: list[Record] = []
-    interrupted = False
-    with ProgressListener(stderr, len(jobs)) as listener:
-        try:
-            # One by one, so that an interrupt leaves the finished ones here.
-            for record in run_grid(jobs, file, describe_device(chosen), fresh, listener):
-                records.append(record)  # noqa: PERF402
-        except KeyboardInterrupt:
-            interrupted = True
+    records, interrupted = measure_grid(jobs, file, chosen, fresh, stderr)
     _print(records, format, ledger)
-    if interrupted:
-        typer.echo(
-            f"actbench: interrupted; {len(records)} of {len(jobs)} results are in {output}, and the same command "
-            f"{'without --fresh ' if fresh else ''}goes on from there.",
-            err=True,
-        )
-        raise typer.Exit(INTERRUPTED)
-    if any(record["status"] in ("error", "killed") for record in records):
-        raise typer.Exit(1)
+    end(records, jobs, interrupted, output, fresh)
 
 
 def _print(records: list[Record], format: str, ledger: bool) -> None:

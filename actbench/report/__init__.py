@@ -1,5 +1,6 @@
 """Summaries for people: tables and progress on a terminal."""
 
+from actbench.report.claims import claims_table
 from actbench.report.kernels import kernels_table, registers_table
 from actbench.report.progress import ProgressListener
 from actbench.report.table import datasets_table, ledger_table, render_tables
@@ -8,6 +9,7 @@ from actbench.report.verdict import github_annotations, junit_xml, step_summary,
 
 __all__ = [
     "ProgressListener",
+    "claims_table",
     "datasets_table",
     "github_annotations",
     "junit_xml",

@@ -121,6 +121,12 @@ def columns(comparison: Comparison) -> list[Column]:
     if comparison.has_paper_figures:
         found += [
             _paper_column("paper_activation", lambda paper: paper.activation),
+            Column(
+                "paper_activation_ratio",
+                Sentence("column.ratio", {"reference": "fp32"}),
+                _paper_ratio_text,
+                lambda r: r.paper.activation_ratio.value if r.paper else None,
+            ),
             _paper_column("paper_score", lambda paper: paper.accuracy),
             _paper_column("paper_speed", lambda paper: paper.epochs_per_second),
         ]
@@ -156,6 +162,12 @@ def _paper_column(key: str, cited: Callable[[PaperFigures], Cited]) -> Column:
         return cited(row.paper).value if row.paper else None
 
     return Column(key, Sentence(f"column.{key}"), text, value)
+
+
+def _paper_ratio_text(row: ComparedRow) -> str:
+    if row.paper is None:
+        return NOTHING
+    return f"{percent_text(row.paper.activation_ratio.value)} [{row.paper.activation_ratio.mark}]"
 
 
 def _runs_text(row: ComparedRow) -> str:
@@ -381,8 +393,9 @@ CSV_FIELDS: Final = (
     "saved_bytes", "saved_ratio",
     *(f"{field}{suffix}" for field in PEAKS.values() for suffix in ("", "_ratio")),
     "epochs_per_second", "epochs_per_second_p10", "epochs_per_second_p90", "speed_ratio", "timed_epochs",
-    "gradient_noise", "paper_activation_mebibytes", "paper_activation_mark", "paper_accuracy_percent",
-    "paper_accuracy_std", "paper_accuracy_mark", "paper_epochs_per_second", "paper_epochs_per_second_mark",
+    "gradient_noise", "paper_activation_mebibytes", "paper_activation_mark", "paper_activation_ratio",
+    "paper_accuracy_percent", "paper_accuracy_std", "paper_accuracy_mark",
+    "paper_epochs_per_second", "paper_epochs_per_second_mark",
     "sources", "command",
 )  # fmt: skip
 """One line a row, bytes and ratios as measured; what is unknown is empty."""
@@ -439,6 +452,7 @@ def _flat(comparison: Comparison, row: ComparedRow) -> dict[str, Any]:
         values |= {
             "paper_activation_mebibytes": paper.activation.value,
             "paper_activation_mark": paper.activation.mark,
+            "paper_activation_ratio": paper.activation_ratio.value,
             "paper_accuracy_percent": paper.accuracy.value,
             "paper_accuracy_std": paper.accuracy.std,
             "paper_accuracy_mark": paper.accuracy.mark,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from actbench.analysis.comparison import ComparedRow, Comparison, Peak, pareto_front
 from actbench.analysis.warnings import FEW_EPOCHS, Caution, is_distinct
+from actbench.graphs.catalogue import find
 from actbench.report.phrases import (
     TEXTS,
     Sentence,
@@ -16,6 +17,7 @@ from actbench.report.phrases import (
     points_text,
     score_text,
 )
+from actbench.training import recipe_for
 
 
 @dataclass(frozen=True)
@@ -95,14 +97,26 @@ def table_notes(comparison: Comparison) -> list[Sentence]:
     devices = {place.device for place in comparison.machines}
     keys = ["note.activation", *(f"note.peak.{device}" for device in sorted(devices & {"cpu", "cuda"}))]
     keys += ["note.score", "note.speed"]
-    if comparison.has_paper_figures:
-        keys.append("note.paper")
-        keys += ["note.paper.cpu"] if "cpu" in devices else []
-        keys += ["note.paper.twin"] if comparison.synthetic else []
     return [
         *map(Sentence, keys),
+        *(_paper_notes(comparison, devices) if comparison.has_paper_figures else []),
         *([Sentence("costs.generated", {"dataset": comparison.dataset})] if comparison.synthetic else []),
     ]
+
+
+def _paper_notes(comparison: Comparison, devices: set[str]) -> Iterator[Sentence]:
+    yield Sentence("note.paper")
+    if "cpu" in devices:
+        yield Sentence("note.paper.cpu")
+    whole = find("ogbn-arxiv").nodes
+    nodes = (comparison.graph or {}).get("nodes", whole)
+    if nodes != whole:
+        yield Sentence("note.paper.scale", {"nodes": str(nodes), "whole": str(whole)})
+    elif comparison.synthetic:
+        yield Sentence("note.paper.twin")
+    usual = recipe_for("ogbn-arxiv", "sage").epochs
+    if comparison.recipe["epochs"] != usual:
+        yield Sentence("note.paper.epochs", {"epochs": _epochs(comparison), "usual": str(usual)})
 
 
 _NOTHING = Sentence("nothing")

@@ -235,6 +235,37 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "cannot.",
         "このグラフはogbn-arxivと同じ大きさに生成したもの。バイト数は論文と比べられるが、精度は比べられない。",
     ),
+    "note.paper.scale": (
+        "This graph is generated and has {nodes} nodes, ogbn-arxiv {whole}: ratios can be set beside the paper's, "
+        "bytes, scores and epochs/s cannot.",
+        "このグラフは生成したもので{nodes}ノード、ogbn-arxivは{whole}ノード。論文と比べられるのは比だけで、バイト数、"
+        "精度、エポック/秒は比べられない。",
+    ),
+    "note.paper.epochs": (
+        "The paper trained for {usual} epochs, these runs for {epochs}.",
+        "論文の学習は{usual}エポック、この測定は{epochs}。",
+    ),
+    # The papers' claims.
+    "claims": ("Claims of the papers' abstracts · {subject}", "論文要旨の主張・{subject}"),
+    "column.paper": ("paper", "論文"),
+    "column.claim": ("claim", "主張"),
+    "column.claimed": ("claimed", "論文の値"),
+    "column.measured": ("measured", "測定値"),
+    "claim.activation": (
+        "activation bytes saved by {scheme}, of {against}'s",
+        "{scheme}の活性化マップの削減率（対{against}）",
+    ),
+    "claim.time": ("epoch time of {scheme}, change from {against}'s", "{scheme}のエポック時間の増減（対{against}）"),
+    "claim.score": ("score of {scheme}, points from {against}'s", "{scheme}のスコアの差 pt（対{against}）"),
+    "claimed.similar": ("similar", "同程度"),
+    "claimed.least": ("over {low}", "{low}超"),
+    "claimed.most": ("up to {high}", "最大{high}"),
+    "claimed.about": ("about {value}", "約{value}"),
+    "claimed.range": ("{low} to {high}", "{low}〜{high}"),
+    "note.claims": (
+        "abs: as the abstract says it, of several graphs and a GPU. A score's interval is Student's over paired seeds.",
+        "abs：要旨の記述（複数のグラフ、GPUでの値）。スコアの区間は同じシードどうしの差のスチューデントのt区間。",
+    ),
     # Warnings with advice.
     "caution.machines": (
         "Different machines share this table: {machines}. Ratios and differences are to the reference on the same "

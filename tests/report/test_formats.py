@@ -49,9 +49,10 @@ def test_figures_that_were_not_measured_have_no_column() -> None:
 
     cpu = ["scheme", "score", "difference", "activation", "activation_ratio", "resident", "resident_ratio"]
     cpu += ["speed", "speed_ratio", "runs", "spread"]
+    paper = ["paper_activation", "paper_activation_ratio", "paper_score", "paper_speed"]
     assert keys(compared(measured())) == cpu
     assert keys(compared(measured(1))) == [key for key in cpu if key != "difference"]
-    assert keys(papers()) == [*cpu, "paper_activation", "paper_score", "paper_speed"]
+    assert keys(papers()) == [*cpu, *paper]
     gpu = keys(compared(measured(environment=CARD, gradient_noise=0.1)))
     assert [key for key in gpu if key not in cpu] == [
         "allocated", "allocated_ratio", "reserved", "reserved_ratio", "nvml", "nvml_ratio", "noise",
@@ -83,10 +84,10 @@ def test_markdown_has_the_page_then_one_table_a_comparison() -> None:
     ]
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len(rows) == 5
-    assert {row.replace("\\|", "").count("|") for row in rows} == {15}
+    assert {row.replace("\\|", "").count("|") for row in rows} == {16}
     assert rows[3] == (
         "| exact | 68.80 ± 0.40 | −1.90 \\[−1.90, −1.90\\] | 1.6 | 3.25% | 481.9 | 94% | 4.31 | 0.41x | 3 ok | "
-        "4.23 – 4.40 | 30.47 \\[raw\\] | 71.16 ± 0.21 \\[recall\\] | 10.03 \\[recall\\] |"
+        "4.23 – 4.40 | 30.47 \\[raw\\] | 3.88% \\[calc\\] | 71.16 ± 0.21 \\[recall\\] | 10.03 \\[recall\\] |"
     )
     command = "    actbench run --dataset synthetic:arxiv --model sage --scheme exact --seeds 3 --device cpu --epochs 3"
     assert command in text.splitlines()
@@ -101,11 +102,11 @@ def test_latex_is_a_table_for_booktabs() -> None:
         r"\centering",
         r"\caption{synthetic:arxiv (generated graph) $\cdot$ sage 3 x 128 $\cdot$ 3 epochs $\cdot$ a processor}",
     ]
-    assert lines[4] == r"\resizebox{\textwidth}{!}{\begin{tabular}{lrrrrrrrrlrrrr}"
+    assert lines[4] == r"\resizebox{\textwidth}{!}{\begin{tabular}{lrrrrrrrrlrrrrr}"
     assert lines[5::2][:2] == [r"\toprule", r"\midrule"]
     assert lines[9] == (
         r"exact & 68.80 $\pm$ 0.40 & $-$1.90 [$-$1.90, $-$1.90] & 1.6 & 3.25\% & 481.9 & 94\% & 4.31 & 0.41x & 3 ok & "
-        r"4.23 -- 4.40 & 30.47 [raw] & 71.16 $\pm$ 0.21 [recall] & 10.03 [recall] \\"
+        r"4.23 -- 4.40 & 30.47 [raw] & 3.88\% [calc] & 71.16 $\pm$ 0.21 [recall] & 10.03 [recall] \\"
     )
     assert lines[-3:] == [r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]
 

@@ -1,0 +1,113 @@
+"""`actbench reproduce`: the papers' tables, line by line, beside their own figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from actbench import graphs
+from actbench.analysis import Comparison, compare, compare_claims, read_located
+from actbench.cli.datasets import make_present
+from actbench.cli.measuring import end, measure_grid
+from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, expand_home
+from actbench.errors import DataError
+from actbench.report import claims_table, formats, open_stderr, open_stdout
+from actbench.report.phrases import Language
+from actbench.runs import EXPERIMENTS, Experiment, Job, RecordFile, digest_of, identity, plan, resolve_device
+from actbench.scheme import Scheme
+from actbench.training import recipe_for
+
+
+def reproduce(
+    experiment: Annotated[Literal["table1", "exact"], typer.Argument(help="table1 of i-EXACT, or EXACT's own grid.")],
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name from `actbench datasets` or a .npz file, again for each more.", show_default="ogbn-arxiv"
+        ),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of every line.", show_default="the paper's 10")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", show_default="the recipe's")] = None,
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a CUDA GPU if there is one.")
+    ] = "auto",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            callback=lambda path: path and expand_home(path),
+            help="Records are appended to this file, and those in it are not measured again.",
+            show_default="EXPERIMENT.jsonl",
+        ),
+    ] = None,
+    format: Annotated[Literal["table", "json"], typer.Option(help="What stdout gets.")] = "table",
+    lang: Annotated[Language, typer.Option(help="The language of the table.")] = "en",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what --output holds already.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Measure a table of the papers line by line, and set their figures and claims beside ours.
+
+    Resumable: after Ctrl-C the same command goes on where it stopped. `actbench report` makes a page of the records.
+
+    Example: actbench reproduce table1 --dataset synthetic:arxiv@0.05 --seeds 3 --epochs 30
+    """
+    wanted = EXPERIMENTS[experiment]
+    names = list(dict.fromkeys(dataset or [wanted.dataset]))
+    chosen = resolve_device(device)
+    path = output or Path(f"{experiment}.jsonl")
+    file = RecordFile(path)
+    file.check_writable()
+    file.read()
+    stderr = open_stderr(quiet)
+    for name in names:
+        _make_present(name, data_dir, stderr)
+    jobs = [job for name in names for job in _jobs(wanted, name, data_dir, seeds or wanted.seeds, epochs, chosen)]
+    records, interrupted = measure_grid(jobs, file, chosen, fresh, stderr)
+    if records:
+        _print([identity(record) for record in records], path, format, lang)
+    end(records, jobs, interrupted, path, fresh)
+
+
+def _make_present(name: str, data_dir: Path, stderr: Console) -> None:
+    try:
+        make_present(name, data_dir, stderr)
+    except DataError as error:
+        twin = f"synthetic:{name.removeprefix('ogbn-')}"
+        if twin not in [entry.name for entry in graphs.catalogue()]:
+            raise
+        raise DataError(
+            f"{error} Its generated twin needs no download, and is labelled as one in every output: "
+            f"--dataset {twin}, or a part such as {twin}@0.05."
+        ) from error
+
+
+def _jobs(wanted: Experiment, name: str, data_dir: Path, seeds: int, epochs: int | None, device: str) -> list[Job]:
+    schemes = [Scheme.parse(text) for text in wanted.schemes]
+    jobs = []
+    for model in wanted.models:
+        recipe = recipe_for(name, model).overridden(epochs=epochs)
+        jobs += plan(Job(name, str(data_dir), digest_of(name), schemes[0], 0, recipe, device), schemes, seeds)
+    return jobs
+
+
+def _print(identities: list[str], path: Path, format: str, language: Language) -> None:
+    ours = set(identities)
+    comparisons = compare(each for each in read_located([path]) if identity(each.record) in ours)
+    if format == "json":
+        content = json.loads(formats.report_json(comparisons, language))
+        typer.echo(json.dumps(content | {"claims": [_claims(comparison) for comparison in comparisons]}))
+        return
+    stdout = open_stdout()
+    for comparison in comparisons:
+        stdout.print(formats.report_table([comparison], language))
+        stdout.print(claims_table(comparison, language))
+
+
+def _claims(comparison: Comparison) -> dict[str, object]:
+    found = [asdict(claim) for claim in compare_claims(comparison)]
+    return {"dataset": comparison.dataset, "model": comparison.model, "claims": found}
