@@ -2,7 +2,8 @@
 
 from actbench.analysis.claims import Claim, compare_claims
 from actbench.analysis.comparison import Comparison, compare, read_located, resolve_reference
-from actbench.analysis.regression import Settings, Verdict, check_records, choose_final, read_settings
+from actbench.analysis.limits import Settings, read_settings
+from actbench.analysis.regression import Verdict, check_records, choose_final
 from actbench.analysis.summary import Row, Table, summarise
 
 __all__ = [

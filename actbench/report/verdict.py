@@ -12,7 +12,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from actbench.analysis.regression import CheckedRow, Finding, Limits, Verdict
+from actbench.analysis.limits import Limits
+from actbench.analysis.regression import CheckedRow, Finding, Verdict
 from actbench.report.phrases import MEBIBYTE, NOTHING, escape_markdown
 
 _NAMES = {

@@ -11,17 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from actbench.analysis.limits import Limits, Settings, read_settings
 from actbench.analysis.regression import (
     Finding,
-    Limits,
-    Settings,
     Verdict,
     _holm,
     _Prior,
     _shifts,
     check_records,
     choose_final,
-    read_settings,
 )
 from actbench.errors import UsageError
 from actbench.quant import cpu

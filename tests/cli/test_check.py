@@ -226,7 +226,7 @@ def test_the_docs_show_only_what_the_command_line_knows() -> None:
 
 
 def test_the_docs_tell_the_defaults(tmp_path: Path) -> None:
-    from actbench.analysis.regression import Settings, read_settings
+    from actbench.analysis.limits import Settings, read_settings
 
     text = (DOCS / "ci.md").read_text()
     limits = Settings().limits
