@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
@@ -234,24 +234,35 @@ class _FoldedTable:
     """The columns in as many tables below one another as the width asks for, each beginning with the scheme."""
 
     def __init__(self, comparison: Comparison, language: Language) -> None:
-        self._rows = comparison.rows
-        self._first, *self._others = columns(comparison)
+        self.rows = comparison.rows
+        self.first, *self._others = columns(comparison)
         self._language: Language = language
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the tables."""
         widest = max(_LEAST_SCHEME_COLUMNS, options.max_width // 3)
-        scheme = min(self._width(self._first), widest)
+        scheme = min(self._width(self.first), widest)
+        for shown in self.parts(options.max_width, scheme):
+            yield self._grid(shown, scheme)
+
+    def parts(self, width: int, scheme: int | None = None) -> Iterator[list[Column]]:
+        """The other columns, as many at a time as stand beside the scheme's in `width` characters; at least one."""
+        scheme = self._width(self.first) if scheme is None else scheme
         shown: list[Column] = []
         used = 0
         for unit in self._units():
-            width = sum(self._width(column) + 1 for column in unit)
-            if shown and scheme + 2 + used + width > options.max_width:
-                yield self._grid(shown, scheme)
+            more = sum(self._width(column) + 1 for column in unit)
+            if shown and scheme + 2 + used + more > width:
+                yield shown
                 shown, used = [], 0
             shown += unit
-            used += width
-        yield self._grid(shown, scheme)
+            used += more
+        yield shown
+
+    def heading(self, column: Column) -> str:
+        """The column's heading, in lines no longer than its cells are wide, or a dozen characters."""
+        widest = max(map(cell_len, map(column.text, self.rows)))
+        return _folded(say(column.heading, self._language), max(_HEADING_COLUMNS, widest))
 
     def _units(self) -> list[list[Column]]:
         """A ratio stays with the figure that it is of."""
@@ -263,22 +274,18 @@ class _FoldedTable:
                 units.append([column])
         return units
 
-    def _heading(self, column: Column) -> str:
-        widest = max(map(cell_len, map(column.text, self._rows)))
-        return _folded(say(column.heading, self._language), max(_HEADING_COLUMNS, widest))
-
     def _width(self, column: Column) -> int:
-        return max(map(cell_len, [*self._heading(column).split("\n"), *map(column.text, self._rows)]))
+        return max(map(cell_len, [*self.heading(column).split("\n"), *map(column.text, self.rows)]))
 
     def _grid(self, shown: list[Column], scheme: int) -> Grid:
         grid = Grid(box=SIMPLE_HEAD, pad_edge=False, padding=0)
-        grid.add_column(Text(self._heading(self._first)), overflow="fold", width=scheme, vertical="bottom")
+        grid.add_column(Text(self.heading(self.first)), overflow="fold", width=scheme, vertical="bottom")
         for column in shown:
             justify: Literal["left", "right"] = "left" if column.key == "runs" else "right"
-            grid.add_column(Text(self._heading(column)), justify=justify, overflow="fold", vertical="bottom")
-        for row in self._rows:
+            grid.add_column(Text(self.heading(column)), justify=justify, overflow="fold", vertical="bottom")
+        for row in self.rows:
             style = None if set(row.summary.statuses) == {"ok"} else "yellow"
-            grid.add_row(*(Text(column.text(row)) for column in (self._first, *shown)), style=style)
+            grid.add_row(*(Text(column.text(row)) for column in (self.first, *shown)), style=style)
         return grid
 
 
@@ -358,30 +365,51 @@ def escape_latex(text: str) -> str:
 
 
 def report_latex(comparisons: Sequence[Comparison], language: Language) -> str:
-    """Every comparison as a `table*` for booktabs; Japanese needs LuaLaTeX or upLaTeX."""
-    lines = [r"% \usepackage{booktabs,graphicx}"]
+    """Every comparison as a `table*` for booktabs, folded to a page's width; Japanese needs LuaLaTeX or upLaTeX."""
+    lines = [r"% \usepackage{booktabs}"]
     for comparison in comparisons:
-        every = columns(comparison)
-        alignment = "".join("l" if column.key in ("scheme", "runs") else "r" for column in every)
+        table = _FoldedTable(comparison, language)
         lines += [
             r"\begin{table*}",
-            r"\centering",
+            r"\centering\footnotesize",
             rf"\caption{{{escape_latex(say(about(comparison), language))}}}",
-            rf"\resizebox{{\textwidth}}{{!}}{{\begin{{tabular}}{{{alignment}}}",
-            r"\toprule",
-            _latex_row([say(column.heading, language) for column in every]),
-            r"\midrule",
-            *(_latex_row([column.text(row) for column in every]) for row in comparison.rows),
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\end{table*}",
         ]
+        for shown in table.parts(_LATEX_COLUMNS):
+            every = [table.first, *shown]
+            alignment = ["l" if column.key in ("scheme", "runs") else "r" for column in every]
+            headings = [
+                _latex_heading(table.heading(column), side) for side, column in zip(alignment, every, strict=True)
+            ]
+            lines += [
+                rf"\begin{{tabular}}{{{''.join(alignment)}}}",
+                r"\toprule",
+                " & ".join(headings) + r" \\",
+                r"\midrule",
+                *(_latex_row([column.text(row) for column in every]) for row in comparison.rows),
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\par\medskip",
+            ]
+        lines[-1] = r"\end{table*}"
     return "\n".join(lines) + "\n"
 
 
+_LATEX_COLUMNS: Final = 76
+"""Characters of footnote size, with the room between columns, in the 345 pt of LaTeX's own page."""
+
+
 def _latex_row(cells: list[str]) -> str:
-    # A cell that begins with a bracket would be read as the row break's option.
-    return " & ".join(f"{{}}{text}" if text.startswith("[") else text for text in map(escape_latex, cells)) + r" \\"
+    return " & ".join(map(_latex_line, cells)) + r" \\"
+
+
+def _latex_heading(text: str, side: str) -> str:
+    lines = r" \\ ".join(map(_latex_line, text.split("\n")))
+    return rf"\shortstack[{side}]{{{lines}}}"
+
+
+def _latex_line(text: str) -> str:
+    """`text` escaped; a bracket at its beginning would be read as the option of the line break before it."""
+    return f"{{}}{escape_latex(text)}" if text.startswith("[") else escape_latex(text)
 
 
 # CSV.
