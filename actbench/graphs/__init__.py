@@ -3,7 +3,7 @@
 from actbench.graphs.adjacency import gcn_adjacency, mean_adjacency
 from actbench.graphs.catalogue import Entry, Metric, Task, catalogue, find
 from actbench.graphs.graph import Graph
-from actbench.graphs.loading import load, present
+from actbench.graphs.loading import load, present, sizes_of
 from actbench.graphs.pulling import pull
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "mean_adjacency",
     "present",
     "pull",
+    "sizes_of",
 ]

@@ -53,6 +53,11 @@ def find(name: str) -> Entry:
     return _scaled(entry, scale) if at else entry
 
 
+def as_loaded(entry: Entry) -> Entry:
+    """Return `entry` with the edges that a loaded graph has: ogbn-arxiv is made undirected."""
+    return replace(entry, edges=_ARXIV_UNDIRECTED_EDGES) if entry.name == _ARXIV.name else entry
+
+
 def _scaled(entry: Entry, text: str) -> Entry:
     try:
         scale = float(text)
@@ -150,6 +155,9 @@ _PRODUCTS = Entry(
     source="snap.stanford.edu/ogb",
 )
 
+_ARXIV_UNDIRECTED_EDGES = 2_315_598
+"""1,157,799 pairs, of which 8,444 are published in both directions."""
+
 # Sizes are those in the docstrings of PyG's classes and the documentation of OGB and (Reddit's split) DGL.
 _ENTRIES = (
     _citations("cora", 2_708, 10_556, 1_433, 7, 572_444),
@@ -174,8 +182,7 @@ _ENTRIES = (
     ),
     _ARXIV,
     _PRODUCTS,
-    # ogbn-arxiv made undirected: 1,157,799 pairs, of which 8,444 are published in both directions.
-    _imitation(_ARXIV, "synthetic:arxiv", 2_315_598),
+    _imitation(_ARXIV, "synthetic:arxiv", _ARXIV_UNDIRECTED_EDGES),
     _imitation(_FLICKR, "synthetic:flickr", _FLICKR.edges),
     _imitation(_PRODUCTS, "synthetic:products", _PRODUCTS.edges),
 )

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from actbench.errors import DataError
 from actbench.graphs import cache
-from actbench.graphs.catalogue import Entry, find
+from actbench.graphs.catalogue import Entry, as_loaded, find
 from actbench.graphs.graph import Graph, settle, split_at_random
-from actbench.graphs.npz import read_npz
+from actbench.graphs.npz import npz_entry, read_npz
 from actbench.graphs.raw import SOURCES
 from actbench.graphs.reason import reason
 from actbench.graphs.synthetic import generate
@@ -34,6 +34,15 @@ def load(name: str, data_dir: Path, seed: int = 0) -> Graph:
         return read_npz(Path(name).expanduser(), seed)
     entry = find(name)
     return generate(entry) if entry.synthetic else _load_real(entry, data_dir, seed)
+
+
+def sizes_of(name: str) -> Entry:
+    """The sizes of the graph that `load` returns for `name`, without the graph; of a `.npz` file see `npz_entry`.
+
+    Raises:
+        DataError: no such name, or the `.npz` file is absent or damaged.
+    """
+    return npz_entry(Path(name).expanduser()) if name.endswith(".npz") else as_loaded(find(name))
 
 
 def present(name: str, data_dir: Path) -> bool:

@@ -5,7 +5,8 @@ import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from actbench.errors import DataError
+from actbench.graphs.catalogue import Entry, seeded_sizes
 from actbench.graphs.graph import Graph, settle, split_at_random
 from actbench.graphs.reason import reason
 
@@ -48,22 +50,61 @@ def read_npz(path: Path, seed: int) -> Graph:
     Raises:
         DataError: the file is absent, damaged or too large, or its arrays do not make a graph.
     """
-    try:
-        if not path.is_file():
-            raise DataError(f"There is no file {path}: give the path of a .npz file.")
+    with _readable(path):
         with zipfile.ZipFile(path) as archive:
-            keys = _wanted(path, {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")})
+            keys = _wanted(path, archive)
             _check_sizes(path, archive, keys)
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in keys}
+    return _assemble(path, arrays, seed)
+
+
+def npz_entry(path: Path) -> Entry:
+    """The sizes of the graph in `path`: of `x` and `edge_index` the headers alone are read, labels and split in full.
+
+    Edges that stand twice are counted twice, although `read_npz` drops them. Raises `DataError` as `read_npz` does.
+    """
+    with _readable(path):
+        with zipfile.ZipFile(path) as archive:
+            keys = _wanted(path, archive)
+            _check_sizes(path, archive, keys[2:])
+            shapes = {key: _header(archive, key)[0] for key in keys[:2]}
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in keys[2:]}
+    for key, wanted, least in (("x", "[nodes, features], neither of them 0", 1), ("edge_index", "[2, edges]", 0)):
+        shape = shapes[key]
+        if len(shape) != 2 or min(shape) < least or (key == "edge_index" and shape[0] != 2):
+            raise DataError(f"{path}: {key!r} has shape {list(shape)}; give {wanted}.")
+    nodes, features = shapes["x"]
+    y, classes = _labels(path, arrays["y"])
+    if "train_mask" in arrays:
+        sizes = [len(_marked(path, key, arrays[key], nodes)) for key in _MASKS]
+    elif "train" in arrays:
+        sizes = [arrays[key].size for key in _INDICES]
+    else:
+        sizes = list(seeded_sizes(nodes))
+    return Entry(
+        *(str(path), nodes, shapes["edge_index"][1], features, classes),
+        task="single-label" if y.dim() == 1 else "multi-label",
+        split_sizes=(sizes[0], sizes[1], sizes[2]),
+    )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Every way in which reading `path` fails, as a `DataError`."""
+    try:
+        if not path.is_file():
+            raise DataError(f"There is no file {path}: give the path of a .npz file.")
+        yield
     except _UNREADABLE as error:
         raise DataError(
             f"{path} cannot be read as a .npz file ({reason(error)}): write it again with numpy.savez."
         ) from None
-    return _assemble(path, arrays, seed)
 
 
-def _wanted(path: Path, found: set[str]) -> list[str]:
+def _wanted(path: Path, archive: zipfile.ZipFile) -> list[str]:
+    found = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
     split: Sequence[str] = next((names for names in (_MASKS, _INDICES) if found.intersection(names)), ())
     wanted = ["x", "edge_index", "y", *split]
     for key in wanted:
@@ -76,14 +117,10 @@ def _check_sizes(path: Path, archive: zipfile.ZipFile, keys: Sequence[str]) -> N
     """Refuse what the headers announce before anything of that size is allocated."""
     total_bytes = 0
     for key in keys:
-        with archive.open(f"{key}.npy") as member:
-            version = npy.read_magic(member)
-            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read_header(member)
-            if dtype.hasobject:
-                raise DataError(f"{path}: {key!r} holds Python objects, which are not read: save it as numbers.")
-            array_bytes = prod(shape) * dtype.itemsize
-            stored_bytes = archive.getinfo(f"{key}.npy").file_size - member.tell()
+        shape, dtype, stored_bytes = _header(archive, key)
+        if dtype.hasobject:
+            raise DataError(f"{path}: {key!r} holds Python objects, which are not read: save it as numbers.")
+        array_bytes = prod(shape) * dtype.itemsize
         total_bytes += array_bytes
         if total_bytes > _most_bytes():
             raise DataError(
@@ -94,6 +131,15 @@ def _check_sizes(path: Path, archive: zipfile.ZipFile, keys: Sequence[str]) -> N
             raise DataError(
                 f"{path}: {key!r} claims {array_bytes} bytes but holds {stored_bytes}: write the file again."
             )
+
+
+def _header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
+    """Shape and dtype that an array announces, and the bytes that follow."""
+    with archive.open(f"{key}.npy") as member:
+        version = npy.read_magic(member)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read_header(member)
+        return shape, dtype, archive.getinfo(f"{key}.npy").file_size - member.tell()
 
 
 def _most_bytes() -> int:

@@ -1,0 +1,619 @@
+"""What training will take of memory, by arithmetic alone: no tensor is made and no GPU is asked.
+
+One epoch is walked through as torch runs it: forward, loss, backward, update, evaluation. Every tensor is taken when
+it is made and dropped when nothing holds it any more; the peak is the most that was live at once. docs/estimate.md
+states the rules, and what lies outside of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Final, Literal
+
+import torch
+
+from actbench.compress import predict_saved_bytes
+from actbench.compress.prediction import FLOAT_BYTES
+from actbench.compress.saved import GENERATOR_BYTES, Kept, Noise, keeps_seed
+from actbench.errors import UsageError
+from actbench.graphs import Entry
+from actbench.graphs.catalogue import seeded_sizes
+from actbench.models import Architecture, operations
+from actbench.quant.launch import fits_tile
+from actbench.quant.layout import mask_bytes
+from actbench.scheme import Scheme
+
+Device = Literal["cpu", "cuda"]
+
+CUDA_ROUNDING: Final = 512
+"""Torch's CUDA allocator hands out whole multiples of so many bytes (c10/cuda/CUDACachingAllocator, kMinBlockSize)."""
+CUBLAS_BYTES: Final = 8_519_680
+"""cuBLAS's workspace for one thread and stream, 2 x 4096 KiB and 8 x 16 KiB (aten/src/ATen/cuda/CublasHandlePool)."""
+CUBLAS_BYTES_HOPPER: Final = 32 * 2**20
+"""The same on GPUs of compute capability 9.0."""
+LARGEST_HIDDEN: Final = 2**24
+LARGEST_NODES: Final = 2**40
+"""How far the searches go, and the most that `estimate` takes of a width and of nodes."""
+LARGEST_EDGES: Final = 2**48
+LARGEST_LAYERS: Final = 256
+
+_INDEX_BYTES: Final = 8
+_THREADS_WITH_CUBLAS: Final = 2
+"""Forward's, and the one that autograd runs backward on."""
+_NO_NOISE: Final = Noise(0, 0)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One network trained on one graph: `graph` gives sizes alone, its other fields are not looked at."""
+
+    graph: Entry
+    architecture: Architecture
+    weight_decay: float
+    device: Device
+    hopper: bool = False
+    """Whether the GPU is of compute capability 9.0, whose cuBLAS workspaces are larger."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes under one scheme, by kind; the kinds sum to the peak."""
+
+    scheme: str
+    graph_bytes: int
+    """Features, labels, adjacency and split."""
+    parameter_bytes: int
+    """Weights, and batch norm's buffers."""
+    optimizer_bytes: int
+    """Adam's two moments and its steps."""
+    library_bytes: int
+    """Workspaces that cuBLAS keeps."""
+    saved_bytes: int
+    """Activations: what is kept for backward after the model's forward pass."""
+    peak_bytes: int
+    """Most that tensors take at any moment of an epoch."""
+    peak_at: str
+
+    @property
+    def transient_bytes(self) -> int:
+        """What the peak holds beyond the other kinds: gradients, outputs, the workspaces of operations."""
+        held = self.graph_bytes + self.parameter_bytes + self.optimizer_bytes + self.library_bytes
+        return self.peak_bytes - held - self.saved_bytes
+
+    @property
+    def saved_share(self) -> float:
+        """Activations as a share of the peak."""
+        return self.saved_bytes / self.peak_bytes
+
+
+def estimate(workload: Workload, scheme: Scheme) -> Estimate:
+    """The bytes of `workload` under `scheme`; raises `UsageError` for what is not modelled."""
+    if not scheme.compresses and scheme.name != "fp32":
+        raise UsageError(f"The memory of scheme '{scheme}' is not modelled: `actbench run --scheme {scheme}` measures.")
+    # No byte depends on where the levels lie, and finding them takes time.
+    uniform = replace(scheme, levels="uniform")
+    graph, architecture = workload.graph, workload.architecture
+    steps = list(_steps(architecture, graph.features, graph.classes))
+    parameters = _parameter_sizes(steps)
+    buffers = [size for step in steps if step.kind == "batch_norm" for size in _buffers(step.width)]
+    walk = _Walk(workload, uniform)
+    memory = walk.memory
+    graph_bytes = memory.hold(_graph_sizes(graph, architecture))
+    parameter_bytes = memory.hold([*parameters, *buffers])
+    optimizer_bytes = memory.hold(_optimizer_sizes(parameters, workload.device))
+    library_bytes = memory.hold(_library_sizes(workload))
+    walk.train(steps, parameters)
+    walk.evaluate(steps)
+    trace = operations(architecture, graph.nodes, graph.features, graph.classes)
+    return Estimate(
+        str(scheme),
+        graph_bytes,
+        parameter_bytes,
+        optimizer_bytes,
+        library_bytes,
+        saved_bytes=predict_saved_bytes(trace, uniform, workload.device),
+        peak_bytes=memory.peak,
+        peak_at=memory.peak_at,
+    )
+
+
+def largest_hidden(workload: Workload, scheme: Scheme, budget_bytes: int) -> int | None:
+    """The largest hidden width whose peak fits into `budget_bytes`, 0 if none does; None if no width is too large."""
+
+    def fits(hidden: int) -> bool:
+        wider = replace(workload, architecture=replace(workload.architecture, hidden=hidden))
+        return estimate(wider, scheme).peak_bytes <= budget_bytes
+
+    return _last(fits, LARGEST_HIDDEN)
+
+
+def largest_nodes(workload: Workload, scheme: Scheme, budget_bytes: int) -> int | None:
+    """The most nodes, with edges and split in proportion, whose peak fits into `budget_bytes`; 0 if no graph does."""
+
+    def fits(nodes: int) -> bool:
+        return estimate(replace(workload, graph=scaled(workload.graph, nodes)), scheme).peak_bytes <= budget_bytes
+
+    return _last(fits, LARGEST_NODES)
+
+
+def scaled(graph: Entry, nodes: int) -> Entry:
+    """A graph of `nodes` nodes with the edges and the split of `graph` in proportion."""
+
+    def part(size: int) -> int:
+        return (size * nodes + graph.nodes // 2) // graph.nodes
+
+    train, valid, _ = _split_sizes(graph)
+    first = part(train)
+    second = part(train + valid) - first
+    return replace(graph, nodes=nodes, edges=part(graph.edges), split_sizes=(first, second, nodes - first - second))
+
+
+def _last(fits: Callable[[int], bool], limit: int) -> int | None:
+    """The largest number that fits, by doubling and bisection: it fits and the next does not. None if `limit` fits."""
+    too_large = 1
+    while too_large < limit and fits(too_large):
+        too_large *= 2
+    if too_large >= limit and fits(limit):
+        return None
+    low, high = too_large // 2, min(too_large, limit)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def _split_sizes(graph: Entry) -> tuple[int, int, int]:
+    return graph.split_sizes or seeded_sizes(graph.nodes)
+
+
+def _stored_edges(graph: Entry, architecture: Architecture) -> int:
+    """Edges of the adjacency; GCN adds a self-loop to every node."""
+    return graph.edges + (graph.nodes if architecture.model == "gcn" else 0)
+
+
+def _index_bytes(edges: int) -> int:
+    return 4 if edges <= torch.iinfo(torch.int32).max else 8
+
+
+def _graph_sizes(graph: Entry, architecture: Architecture) -> list[int]:
+    edges = _stored_edges(graph, architecture)
+    index = _index_bytes(edges)
+    multi_label = graph.task == "multi-label"
+    y = graph.nodes * (graph.classes * FLOAT_BYTES if multi_label else _INDEX_BYTES)
+    adjacency = [index * (graph.nodes + 1), index * edges, FLOAT_BYTES * edges]
+    return [
+        graph.nodes * graph.features * FLOAT_BYTES,
+        y,
+        *adjacency,
+        *(_INDEX_BYTES * size for size in _split_sizes(graph)),
+    ]
+
+
+def _buffers(width: int) -> list[int]:
+    """Running mean and variance, and how many batches there were."""
+    return [FLOAT_BYTES * width, FLOAT_BYTES * width, _INDEX_BYTES]
+
+
+def _parameter_sizes(steps: list[Step]) -> list[int]:
+    """In the network's order: convolutions, then norms."""
+    ordered = sorted(steps, key=lambda step: step.kind == "batch_norm")
+    return [numel * FLOAT_BYTES for step in ordered for numel in step.parameters]
+
+
+def _optimizer_sizes(parameters: list[int], device: Device) -> list[int]:
+    # On a GPU Adam counts its steps in host memory.
+    steps = [FLOAT_BYTES] * len(parameters) if device == "cpu" else []
+    return [*parameters, *parameters, *steps]
+
+
+def _library_sizes(workload: Workload) -> list[int]:
+    if workload.device == "cpu":
+        return []
+    return [CUBLAS_BYTES_HOPPER if workload.hopper else CUBLAS_BYTES] * _THREADS_WITH_CUBLAS
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation of a network on matrices with a row for every node.
+
+    `inputs` and `output` name tensors, "data" the graph's features; `given` is the width of the first input's rows,
+    `width` that of the output's. `parameters` are the numbers of elements of the step's weights. After the step no
+    variable holds the tensors `released` any more; autograd may.
+    """
+
+    kind: Literal["product", "linear", "bias", "add", "batch_norm", "relu", "dropout"]
+    inputs: tuple[str, ...]
+    output: str
+    given: int
+    width: int
+    parameters: tuple[int, ...] = ()
+    released: tuple[str, ...] = ()
+
+
+def _sage(x: str, out: str, given: int, width: int) -> Iterator[Step]:
+    """PyG's SAGEConv: W_l (A x) + b + W_r x."""
+    mean, neighbours, own = (f"{part} of {out}" for part in ("mean", "neighbours", "own"))
+    yield Step("product", (x,), mean, given, given)
+    yield Step("linear", (mean,), neighbours, given, width, (width * given, width), (mean,))
+    yield Step("linear", (x,), own, given, width, (width * given,))
+    yield Step("add", (neighbours, own), out, width, width, released=(neighbours, own))
+
+
+def _gcn(x: str, out: str, given: int, width: int) -> Iterator[Step]:
+    """PyG's GCNConv without normalisation of its own: A (W x) + b."""
+    own, gathered = f"own of {out}", f"gathered of {out}"
+    yield Step("linear", (x,), own, given, width, (width * given,))
+    yield Step("product", (own,), gathered, width, width)
+    yield Step("bias", (gathered,), out, width, width, (width,), (gathered, own))
+
+
+_CONVOLUTIONS: Final[dict[str, Callable[[str, str, int, int], Iterator[Step]]]] = {"sage": _sage, "gcn": _gcn}
+
+
+def _steps(architecture: Architecture, features: int, classes: int) -> Iterator[Step]:
+    """The steps of `Network.forward` in training."""
+    convolution = _CONVOLUTIONS.get(architecture.model)
+    if convolution is None:
+        modelled = ", ".join(_CONVOLUTIONS)
+        raise UsageError(
+            f"The memory of model {architecture.model} is not modelled, only that of {modelled}: "
+            f"`actbench run --model {architecture.model}` measures."
+        )
+    x = "data"
+    for i, (given, width) in enumerate(pairwise(architecture.widths(features, classes)), 1):
+        out = f"convolution {i}"
+        *inner, last = convolution(x, out, given, width)
+        yield from inner
+        yield replace(last, released=(*last.released, x))
+        if i == architecture.layers:
+            break
+        x = out
+        if architecture.batch_norm:
+            yield Step("batch_norm", (x,), f"batch norm {i}", width, width, (width, width), (x,))
+            x = f"batch norm {i}"
+        dropped = architecture.dropout > 0
+        # F.dropout(F.relu(x)) holds x until both are done.
+        yield Step("relu", (x,), f"relu {i}", width, width, released=() if dropped else (x,))
+        if dropped:
+            released = (x, f"relu {i}")
+            yield Step("dropout", (f"relu {i}",), f"dropout {i}", width, width, released=released)
+        x = f"dropout {i}" if dropped else f"relu {i}"
+
+
+@dataclass(eq=False)
+class _Tensor:
+    size: int
+    holders: int = 1
+
+
+@dataclass
+class _Memory:
+    """Bytes that live tensors take, each rounded up to a multiple of `rounding`, and the most of them so far."""
+
+    rounding: int
+    live: int = 0
+    peak: int = 0
+    peak_at: str = ""
+    now: str = ""
+
+    def hold(self, sizes: list[int]) -> int:
+        """Take tensors that stay; returns their bytes."""
+        return sum(self.take(size).size for size in sizes)
+
+    def take(self, size: int) -> _Tensor:
+        tensor = _Tensor(-(-size // self.rounding) * self.rounding)
+        self.live += tensor.size
+        if self.live > self.peak:
+            self.peak, self.peak_at = self.live, self.now
+        return tensor
+
+    def drop(self, *tensors: _Tensor) -> None:
+        """Let go of each tensor once; its bytes are free when nobody holds it."""
+        for tensor in tensors:
+            tensor.holders -= 1
+            if tensor.holders == 0:
+                self.live -= tensor.size
+
+    def use(self, *sizes: int) -> None:
+        """Take tensors together and drop them again."""
+        self.drop(*[self.take(size) for size in sizes])
+
+
+@dataclass
+class _Walk:
+    """Goes through an epoch in torch's order of allocations."""
+
+    workload: Workload
+    scheme: Scheme
+    memory: _Memory = field(init=False)
+    values: dict[str, _Tensor] = field(init=False, default_factory=dict)
+    gradients: dict[str, _Tensor] = field(init=False, default_factory=dict)
+    kept: dict[str, list[_Tensor]] = field(init=False, default_factory=dict)
+    of_parameters: list[_Tensor] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.memory = _Memory(CUDA_ROUNDING if self.on_cuda else 1)
+        graph = self.workload.graph
+        self.nodes, self.classes = graph.nodes, graph.classes
+        self.edges = _stored_edges(graph, self.workload.architecture)
+        self.parts = _split_sizes(graph)
+
+    @property
+    def on_cuda(self) -> bool:
+        return self.workload.device == "cuda"
+
+    def matrix(self, width: int) -> int:
+        """Bytes of a float32 matrix [nodes, width]."""
+        return FLOAT_BYTES * self.nodes * width
+
+    def train(self, steps: list[Step], parameters: list[int]) -> None:
+        memory = self.memory
+        self.forward(steps, training=True)
+        # The training loop holds the logits until the update is done.
+        logits = self.values.pop(steps[-1].output)
+        self.loss(steps[-1].output)
+        trained = {"data": False}
+        for step in steps:
+            trained[step.output] = bool(step.parameters) or any(trained[name] for name in step.inputs)
+        for step in reversed(steps):
+            if trained[step.output]:
+                memory.now = f"backward of {step.output}"
+                self.backward(step, trained)
+        memory.now = "update"
+        self.update(parameters)
+        memory.drop(logits)
+
+    def evaluate(self, steps: list[Step]) -> None:
+        """Without dropout, while the gradients of the parameters are still there."""
+        self.forward(steps, training=False)
+        memory = self.memory
+        memory.now = "score"
+        for nodes in self.parts:
+            logits = FLOAT_BYTES * nodes * self.classes
+            if self.workload.graph.task == "multi-label":
+                # Predictions, labels and both: bool. A CPU sums them as int64.
+                summed = 0 if self.on_cuda else _INDEX_BYTES * nodes * self.classes
+                memory.use(logits, logits, *[nodes * self.classes] * 3, summed)
+            else:
+                memory.use(logits, _INDEX_BYTES * nodes, _INDEX_BYTES * nodes)
+        memory.drop(self.values.pop(steps[-1].output), *self.of_parameters)
+
+    def forward(self, steps: list[Step], training: bool) -> None:
+        memory, values = self.memory, self.values
+        # The data is held with the graph.
+        values["data"] = _Tensor(0)
+        for step in steps:
+            memory.now = f"{'forward' if training else 'evaluation'} of {step.output}"
+            if step.kind == "dropout" and not training:
+                # It hands its input on.
+                values[step.output] = self.shared(values[step.inputs[0]])
+            elif training and self.scheme.compresses:
+                values[step.output] = self.compressed_forward(step)
+            else:
+                values[step.output] = self.stock_forward(step, training)
+            for name in step.released:
+                memory.drop(values.pop(name))
+
+    def stock_forward(self, step: Step, training: bool) -> _Tensor:
+        memory, values = self.memory, self.values
+        kept = []
+        if step.kind == "dropout":
+            kept.append(memory.take(self.nodes * step.width * (1 if self.on_cuda else FLOAT_BYTES)))
+        # torch.sparse.mm adds the product to a matrix of zeros.
+        zeros = [memory.take(self.matrix(step.width))] if step.kind == "product" else []
+        out = memory.take(self.matrix(step.width))
+        memory.drop(*zeros)
+        if not training:
+            return out
+        if step.kind in ("linear", "batch_norm"):
+            kept.append(self.shared(values[step.inputs[0]]))
+        if step.kind == "relu":
+            kept.append(self.shared(out))
+        if step.kind == "batch_norm":
+            kept += self.statistics(step)
+        self.kept[step.output] = kept
+        return out
+
+    def compressed_forward(self, step: Step) -> _Tensor:
+        memory, numel = self.memory, self.nodes * step.width
+        if step.kind in ("linear", "batch_norm"):
+            if step.kind == "linear":
+                kept = self.packed(step)
+                out = memory.take(self.matrix(step.width))
+            else:
+                out = memory.take(self.matrix(step.width))
+                kept = [*self.statistics(step), *self.packed(step)]
+        elif step.kind == "relu":
+            out = memory.take(self.matrix(step.width))
+            kept = [memory.take(mask_bytes(numel))]
+        elif step.kind == "dropout":
+            by_seed = keeps_seed(numel, self.scheme, self.workload.device)
+            # The generator's state lies in host memory.
+            state = memory.take(0 if self.on_cuda else GENERATOR_BYTES["cpu"]) if by_seed else None
+            if self.on_cuda:
+                out = memory.take(self.matrix(step.width))
+                mask = memory.take(numel)
+                bits = memory.take(mask_bytes(numel))
+                memory.drop(mask)
+            else:
+                bits = self.drawn_on_cpu(numel)
+                out = memory.take(self.matrix(step.width))
+            kept = [bits]
+            if state is not None:
+                memory.drop(bits)
+                kept = [state]
+        else:
+            return self.stock_forward(step, training=True)
+        self.kept[step.output] = kept
+        return out
+
+    def loss(self, logits: str) -> None:
+        """Loss on the training nodes, and its backward up to the logits' gradient."""
+        memory, train = self.memory, self.parts[0]
+        memory.now = "loss"
+        rows = FLOAT_BYTES * train * self.classes
+        picked = memory.take(rows)
+        if self.workload.graph.task == "multi-label":
+            labels = memory.take(rows)
+            memory.use(rows, rows)
+            gradient = memory.take(rows)
+            memory.drop(picked, labels)
+        else:
+            labels = memory.take(_INDEX_BYTES * train)
+            log_softmax = memory.take(rows)
+            memory.drop(picked)
+            by_log_softmax = memory.take(rows)
+            memory.drop(labels)
+            gradient = memory.take(rows)
+            memory.drop(by_log_softmax, log_softmax)
+        self.gradients[logits] = memory.take(self.matrix(self.classes))
+        if self.on_cuda:
+            # index_put_ sorts the indices: they, the sorted ones, the order, and what the sort itself needs.
+            memory.use(*[_INDEX_BYTES * train] * 6)
+        memory.drop(gradient)
+
+    def backward(self, step: Step, trained: dict[str, bool]) -> None:
+        memory = self.memory
+        gradient = self.gradients.pop(step.output)
+        kept = self.kept.pop(step.output)
+        for numel in step.parameters if step.kind == "bias" else ():
+            self.of_parameters.append(memory.take(FLOAT_BYTES * numel))
+        if step.kind in ("add", "bias"):
+            for name in step.inputs:
+                self.add_gradient(name, self.shared(gradient))
+        elif step.kind == "linear":
+            self.linear_backward(step, trained[step.inputs[0]])
+        elif step.kind == "product":
+            if trained[step.inputs[0]]:
+                self.product_backward(step)
+        elif step.kind == "batch_norm":
+            self.batch_norm_backward(step)
+        else:
+            self.mask_backward(step)
+        memory.drop(gradient, *kept)
+
+    def linear_backward(self, step: Step, input_trained: bool) -> None:
+        memory, weights = self.memory, [FLOAT_BYTES * numel for numel in step.parameters]
+        by_x = memory.take(self.matrix(step.given)) if input_trained else None
+        if self.scheme.compresses:
+            # (g û) Pᵀ, P [given, projected]
+            projected = self.kept_as(step).packing.shape[1]
+            read_back = memory.take(self.matrix(projected))
+            product = memory.take(FLOAT_BYTES * step.width * projected)
+            memory.drop(read_back)
+            if projected == step.given:
+                self.of_parameters.append(product)
+            else:
+                memory.now = f"weight gradient of {step.output}"
+                p = memory.take(FLOAT_BYTES * step.given * projected)
+                self.of_parameters.append(memory.take(weights[0]))
+                memory.drop(product, p)
+            weights = weights[1:]
+        self.of_parameters += [memory.take(size) for size in weights]
+        if by_x:
+            self.add_gradient(step.inputs[0], by_x)
+
+    def product_backward(self, step: Step) -> None:
+        """Aᵀ times the gradient; torch sorts the edges anew for every such product."""
+        memory, edges, nodes = self.memory, self.edges, self.nodes
+        index = _index_bytes(edges)
+        memory.use(_INDEX_BYTES * nodes, _INDEX_BYTES * nodes)
+        rows = memory.take(index * (nodes + 1))
+        pairs = memory.take(2 * index * edges)
+        memory.use(index * edges, index * edges)
+        keys = memory.take(_INDEX_BYTES * edges)
+        sorted_keys, order = memory.take(_INDEX_BYTES * edges), memory.take(_INDEX_BYTES * edges)
+        # On CUDA the radix sort has a second copy of keys and order.
+        memory.use(*[_INDEX_BYTES * edges] * (3 if self.on_cuda else 1))
+        memory.drop(sorted_keys)
+        transposed = [memory.take(size) for size in (2 * index * edges, FLOAT_BYTES * edges, index * (nodes + 1))]
+        memory.use(index * (nodes + 1), index * (nodes + 1))
+        memory.drop(order, keys, pairs, rows)
+        zeros = memory.take(self.matrix(step.width))
+        by_x = memory.take(self.matrix(step.width))
+        memory.drop(zeros, *transposed)
+        self.add_gradient(step.inputs[0], by_x)
+
+    def batch_norm_backward(self, step: Step) -> None:
+        memory, matrix = self.memory, self.matrix(step.width)
+        estimated = [memory.take(matrix)] if self.scheme.compresses else []
+        by_x = memory.take(matrix)
+        # A CPU forms the gradient from one more matrix.
+        extra = [] if self.on_cuda else [memory.take(matrix)]
+        self.of_parameters += [memory.take(FLOAT_BYTES * numel) for numel in step.parameters]
+        memory.drop(*estimated, *extra)
+        self.add_gradient(step.inputs[0], by_x)
+
+    def mask_backward(self, step: Step) -> None:
+        memory, numel = self.memory, self.nodes * step.width
+        redrawn = step.kind == "dropout" and self.scheme.compresses
+        bits = []
+        if redrawn and keeps_seed(numel, self.scheme, self.workload.device):
+            if self.on_cuda:
+                memory.use(self.matrix(step.width), self.matrix(step.width), numel)
+                mask = memory.take(numel)
+                bits = [memory.take(mask_bytes(numel))]
+                memory.drop(mask)
+            else:
+                bits = [self.drawn_on_cpu(numel)]
+        by_x = memory.take(self.matrix(step.width))
+        memory.drop(*bits)
+        self.add_gradient(step.inputs[0], by_x)
+
+    def add_gradient(self, name: str, gradient: _Tensor) -> None:
+        """Autograd adds up in place where nothing else holds the first gradient, which a function of ours does."""
+        before = self.gradients.get(name)
+        if before is None:
+            self.gradients[name] = gradient
+        elif self.scheme.compresses:
+            self.gradients[name] = self.memory.take(gradient.size)
+            self.memory.drop(before, gradient)
+        else:
+            self.memory.drop(gradient)
+
+    def update(self, parameters: list[int]) -> None:
+        """Adam: the square root of the second moment, and with weight decay another gradient."""
+        memory, decayed = self.memory, self.workload.weight_decay != 0
+        if self.on_cuda:
+            memory.use(*parameters * (2 if decayed else 1))
+            return
+        # One parameter after the other, while a variable still holds the last one's denominator.
+        last = memory.take(0)
+        for size in parameters:
+            gradient = [memory.take(size)] if decayed else []
+            root, denominator = memory.take(size), memory.take(size)
+            memory.drop(root, last, *gradient)
+            last = denominator
+        memory.drop(last)
+
+    def shared(self, tensor: _Tensor) -> _Tensor:
+        tensor.holders += 1
+        return tensor
+
+    def statistics(self, step: Step) -> list[_Tensor]:
+        """The batch's mean and inverse standard deviation."""
+        return [self.memory.take(FLOAT_BYTES * step.width) for _ in range(2)]
+
+    def kept_as(self, step: Step) -> Kept:
+        ratio = self.scheme.projection if step.kind == "linear" else 1
+        return Kept.of(self.nodes, step.given, torch.float32, self.scheme, _NO_NOISE, ratio)
+
+    def packed(self, step: Step) -> list[_Tensor]:
+        """Codes, minima and scales, of a projection that is in memory meanwhile where the kernel cannot do without."""
+        memory, kept = self.memory, self.kept_as(step)
+        layout, projected = kept.packing.layout, kept.packing.shape[1]
+        outright = projected == step.given or (self.on_cuda and fits_tile(projected, layout.block_length))
+        u = [] if outright else [memory.take(self.matrix(projected))]
+        ends = (layout.total_bytes - layout.code_bytes) // 2
+        packed = [memory.take(size) for size in (layout.code_bytes, ends, ends)]
+        memory.drop(*u)
+        return packed
+
+    def drawn_on_cpu(self, numel: int) -> _Tensor:
+        """A dropout's bits, drawn as int32."""
+        drawn = self.memory.take(FLOAT_BYTES * numel)
+        bits = self.memory.take(mask_bytes(numel))
+        self.memory.drop(drawn)
+        return bits
