@@ -7,10 +7,10 @@ states the rules, and what lies outside of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 
@@ -39,6 +39,14 @@ LARGEST_NODES: Final = 2**40
 LARGEST_EDGES: Final = 2**48
 LARGEST_LAYERS: Final = 256
 
+_GRAPH_KEYS: Final = ("name", "nodes", "edges", "features", "classes", "task", "split_sizes", "synthetic")
+_LEFT_OUT: Final[dict[Device, str]] = {
+    "cuda": "The peak is that of torch's tensors and cuBLAS's workspaces; the CUDA context, the allocator's "
+    "fragmentation and the workspaces of cuSPARSE and cuDNN come on top: leave room for them.",
+    "cpu": "The peak is that of torch's tensors alone; the process holds the interpreter, its libraries and compiled "
+    "loops as well: leave room for them.",
+}
+_MOST_ELEMENTS: Final = 2**62
 _INDEX_BYTES: Final = 8
 _THREADS_WITH_CUBLAS: Final = 2
 """Forward's, and the one that autograd runs backward on."""
@@ -95,6 +103,9 @@ def estimate(workload: Workload, scheme: Scheme) -> Estimate:
     # No byte depends on where the levels lie, and finding them takes time.
     uniform = replace(scheme, levels="uniform")
     graph, architecture = workload.graph, workload.architecture
+    widest = max(architecture.widths(graph.features, graph.classes))
+    if graph.nodes * widest > _MOST_ELEMENTS:
+        raise UsageError(f"{graph.nodes} nodes times {widest} columns are too many to count: make one of them smaller.")
     steps = list(_steps(architecture, graph.features, graph.classes))
     parameters = _parameter_sizes(steps)
     buffers = [size for step in steps if step.kind == "batch_norm" for size in _buffers(step.width)]
@@ -136,6 +147,47 @@ def largest_nodes(workload: Workload, scheme: Scheme, budget_bytes: int) -> int 
         return estimate(replace(workload, graph=scaled(workload.graph, nodes)), scheme).peak_bytes <= budget_bytes
 
     return _last(fits, LARGEST_NODES)
+
+
+def forecast(workload: Workload, schemes: Iterable[Scheme], budget_bytes: int | None) -> dict[str, Any]:
+    """Estimates under all `schemes` as JSON values, the graph and the network they are of, and what they leave out.
+
+    With a budget each row also says whether it `fits`, and `largest_hidden`, `largest_nodes` and `largest_edges`, which
+    are None without a budget and where nothing is too large.
+    """
+    graph = replace(workload.graph, split_sizes=_split_sizes(workload.graph))
+    return {
+        "estimated": True,
+        "graph": {key: getattr(graph, key) for key in _GRAPH_KEYS},
+        "network": asdict(workload.architecture) | {"weight_decay": workload.weight_decay},
+        "device": workload.device,
+        "hopper": workload.hopper,
+        "budget_bytes": budget_bytes,
+        "rows": [_row(workload, scheme, budget_bytes) for scheme in schemes],
+        "left_out": [_LEFT_OUT[workload.device], *_assumptions(workload)],
+    }
+
+
+def _row(workload: Workload, scheme: Scheme, budget_bytes: int | None) -> dict[str, Any]:
+    found = estimate(workload, scheme)
+    row: dict[str, Any] = asdict(found) | {"transient_bytes": found.transient_bytes, "saved_share": found.saved_share}
+    row |= dict.fromkeys(("fits", "largest_hidden", "largest_nodes", "largest_edges"))
+    if budget_bytes is not None:
+        nodes = largest_nodes(workload, scheme, budget_bytes)
+        row["fits"] = found.peak_bytes <= budget_bytes
+        row["largest_hidden"] = largest_hidden(workload, scheme, budget_bytes)
+        row["largest_nodes"] = nodes
+        row["largest_edges"] = None if nodes is None else scaled(workload.graph, nodes).edges
+    return row
+
+
+def _assumptions(workload: Workload) -> list[str]:
+    assumptions = []
+    if workload.graph.split_sizes is None:
+        assumptions.append("60 % of the nodes are taken to be for training, 20 % for validation.")
+    if workload.architecture.model == "gcn":
+        assumptions.append("GCN adds a self-loop to every node; the graph is taken to have none of its own.")
+    return assumptions
 
 
 def scaled(graph: Entry, nodes: int) -> Entry:

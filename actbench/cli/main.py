@@ -13,6 +13,7 @@ import typer
 from actbench.cli.baseline import baseline
 from actbench.cli.check import check
 from actbench.cli.datasets import datasets, pull
+from actbench.cli.estimate import estimate
 from actbench.cli.kernels import kernels
 from actbench.cli.options import INTERRUPTED, PIPE_CLOSED
 from actbench.cli.report import report
@@ -32,6 +33,7 @@ app.command()(run)
 app.command()(datasets)
 app.command()(pull)
 app.command()(kernels)
+app.command()(estimate)
 app.command()(report)
 app.command()(check)
 app.command()(baseline)

@@ -1,6 +1,7 @@
 """Summaries for people: tables and progress on a terminal."""
 
 from actbench.report.claims import claims_table
+from actbench.report.estimate import estimate_table
 from actbench.report.kernels import kernels_table, registers_table
 from actbench.report.progress import ProgressListener
 from actbench.report.table import datasets_table, ledger_table, render_tables
@@ -11,6 +12,7 @@ __all__ = [
     "ProgressListener",
     "claims_table",
     "datasets_table",
+    "estimate_table",
     "github_annotations",
     "junit_xml",
     "kernels_table",

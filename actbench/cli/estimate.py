@@ -1,0 +1,111 @@
+"""`actbench estimate`: what training would take of memory, and what would still fit."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+import typer
+
+from actbench.analysis.estimate import (
+    LARGEST_EDGES,
+    LARGEST_HIDDEN,
+    LARGEST_LAYERS,
+    LARGEST_NODES,
+    Workload,
+    forecast,
+)
+from actbench.cli.options import Format, require_finite
+from actbench.cli.sizes import read_size
+from actbench.errors import UsageError
+from actbench.graphs import Entry, sizes_of
+from actbench.report import estimate_table, open_stdout
+from actbench.scheme import Scheme
+from actbench.training import recipe_for
+
+DEFAULT_SCHEMES = ("fp32", "exact", "blockwise", "blockwise-vm")
+DEFAULT_CLASSES = 10
+_GIVEN = "given sizes"
+
+
+def estimate(
+    nodes: Annotated[int | None, typer.Option(min=1, max=LARGEST_NODES, help="Nodes of the graph.")] = None,
+    edges: Annotated[
+        int | None,
+        typer.Option(min=0, max=LARGEST_EDGES, help="Directed edges: an undirected one counts twice, no self-loops."),
+    ] = None,
+    features: Annotated[int | None, typer.Option(min=1, max=LARGEST_HIDDEN, help="Features of a node.")] = None,
+    classes: Annotated[
+        int | None,
+        typer.Option(min=1, max=LARGEST_HIDDEN, help="Classes, or labels.", show_default=str(DEFAULT_CLASSES)),
+    ] = None,
+    multi_label: Annotated[
+        bool, typer.Option("--multi-label", help="Labels that do not exclude each other, float32 [nodes, classes].")
+    ] = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Instead of these: a name from `actbench datasets`, which is not loaded, or a .npz file."),
+    ] = None,
+    model: Annotated[Literal["sage", "gcn"], typer.Option(help="The network.")] = "sage",
+    hidden: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST_HIDDEN, help="Width of the layers.", show_default="the recipe's")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST_LAYERS, help="Convolutions.", show_default="the recipe's")
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=0.99, callback=require_finite, help="Dropout probability.", show_default="the recipe's"
+        ),
+    ] = None,
+    batch_norm: Annotated[
+        bool | None,
+        typer.Option("--batch-norm/--no-batch-norm", help="Batch norm.", show_default="the recipe's"),
+    ] = None,
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(help="What is kept for backward, again for each more; as in `run`.", show_default="all four"),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Memory to fit into, as 12GB (10^9 bytes each), 12GiB (2^30 each) or 1.5e9 (bytes)."),
+    ] = None,
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="What it is estimated for; none is asked.")] = "cuda",
+    hopper: Annotated[
+        bool, typer.Option("--hopper", help="A GPU such as H100, for which cuBLAS's workspaces are larger.")
+    ] = False,
+    format: Format = "table",
+) -> None:
+    """Estimate the bytes of training, by kind and scheme, without a GPU and without training.
+
+    With --budget also which schemes fit, the largest hidden width and the largest graph that do. Estimates, derived
+    from the shapes: docs/estimate.md says how, and how far they are right.
+
+    Example: actbench estimate --dataset ogbn-arxiv --budget 2GB
+    """
+    schemes = [Scheme.parse(text) for text in scheme or DEFAULT_SCHEMES]
+    sizes = {"--nodes": nodes, "--edges": edges, "--features": features, "--classes": classes}
+    if dataset is not None:
+        surplus = [name for name, value in sizes.items() if value is not None] + ["--multi-label"] * multi_label
+        if surplus:
+            raise UsageError(f"--dataset {dataset} has its own sizes: leave out {', '.join(surplus)}.")
+        graph = sizes_of(dataset)
+    else:
+        if nodes is None or edges is None or features is None:
+            missing = [name for name in ("--nodes", "--edges", "--features") if sizes[name] is None]
+            raise UsageError(f"{', '.join(missing)} missing: give sizes, or a graph by --dataset.")
+        task: Literal["single-label", "multi-label"] = "multi-label" if multi_label else "single-label"
+        graph = Entry(_GIVEN, nodes, edges, features, classes or DEFAULT_CLASSES, task=task)
+    if hopper and device == "cpu":
+        raise UsageError("--hopper says which GPU it is, but --device is cpu: leave one of them out.")
+    recipe = recipe_for(graph.name, model).overridden(
+        layers=layers, hidden=hidden, dropout=dropout, batch_norm=batch_norm
+    )
+    workload = Workload(graph, recipe.architecture, recipe.weight_decay, device, hopper)
+    budget_bytes = None if budget is None else read_size("--budget", budget)
+    found = forecast(workload, schemes, budget_bytes)
+    if format == "json":
+        typer.echo(json.dumps(found))
+    else:
+        open_stdout().print(estimate_table(found))
