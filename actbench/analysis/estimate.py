@@ -8,7 +8,7 @@ states the rules, and what lies outside of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, Final, Literal
 
@@ -98,8 +98,9 @@ class Estimate:
 
 def estimate(workload: Workload, scheme: Scheme) -> Estimate:
     """The bytes of `workload` under `scheme`; raises `UsageError` for what is not modelled."""
-    if not scheme.compresses and scheme.name != "fp32":
-        raise UsageError(f"The memory of scheme '{scheme}' is not modelled: `actbench run --scheme {scheme}` measures.")
+    reason = why_not_modelled(workload, scheme)
+    if reason is not None:
+        raise UsageError(reason)
     # No byte depends on where the levels lie, and finding them takes time.
     uniform = replace(scheme, levels="uniform")
     graph, architecture = workload.graph, workload.architecture
@@ -130,6 +131,16 @@ def estimate(workload: Workload, scheme: Scheme) -> Estimate:
     )
 
 
+def why_not_modelled(workload: Workload, scheme: Scheme) -> str | None:
+    """Why nothing but the activations is known of `workload` under `scheme`, or None where all is."""
+    model = workload.architecture.model
+    if model not in _CONVOLUTIONS:
+        return f"The peak of model {model} is not modelled: `actbench run --model {model}` measures it."
+    if not scheme.compresses and scheme.name != "fp32":
+        return f"The peak under scheme '{scheme}' is not modelled: `actbench run --scheme {scheme}` measures it."
+    return None
+
+
 def largest_hidden(workload: Workload, scheme: Scheme, budget_bytes: int) -> int | None:
     """The largest hidden width whose peak fits into `budget_bytes`, 0 if none does; None if no width is too large."""
 
@@ -153,7 +164,8 @@ def forecast(workload: Workload, schemes: Iterable[Scheme], budget_bytes: int | 
     """Estimates under all `schemes` as JSON values, the graph and the network they are of, and what they leave out.
 
     With a budget each row also says whether it `fits`, and `largest_hidden`, `largest_nodes` and `largest_edges`, which
-    are None without a budget and where nothing is too large.
+    are None without a budget and where nothing is too large. Where the peak is not modelled, all but `saved_bytes` is
+    None and `reason` says why.
     """
     graph = replace(workload.graph, split_sizes=_split_sizes(workload.graph))
     return {
@@ -169,15 +181,23 @@ def forecast(workload: Workload, schemes: Iterable[Scheme], budget_bytes: int | 
 
 
 def _row(workload: Workload, scheme: Scheme, budget_bytes: int | None) -> dict[str, Any]:
+    graph, reason = workload.graph, why_not_modelled(workload, scheme)
+    unknown = dict.fromkeys(("fits", "largest_hidden", "largest_nodes", "largest_edges"))
+    if reason is not None:
+        trace = operations(workload.architecture, graph.nodes, graph.features, graph.classes)
+        saved_bytes = predict_saved_bytes(trace, scheme, workload.device)
+        others = [field.name for field in fields(Estimate)] + ["transient_bytes", "saved_share"]
+        row: dict[str, Any] = dict.fromkeys(others) | {"scheme": str(scheme), "saved_bytes": saved_bytes}
+        return row | unknown | {"reason": reason}
     found = estimate(workload, scheme)
-    row: dict[str, Any] = asdict(found) | {"transient_bytes": found.transient_bytes, "saved_share": found.saved_share}
-    row |= dict.fromkeys(("fits", "largest_hidden", "largest_nodes", "largest_edges"))
+    row = asdict(found) | {"transient_bytes": found.transient_bytes, "saved_share": found.saved_share}
+    row |= unknown | {"reason": None}
     if budget_bytes is not None:
         nodes = largest_nodes(workload, scheme, budget_bytes)
         row["fits"] = found.peak_bytes <= budget_bytes
         row["largest_hidden"] = largest_hidden(workload, scheme, budget_bytes)
         row["largest_nodes"] = nodes
-        row["largest_edges"] = None if nodes is None else scaled(workload.graph, nodes).edges
+        row["largest_edges"] = None if nodes is None else scaled(graph, nodes).edges
     return row
 
 
@@ -306,13 +326,7 @@ _CONVOLUTIONS: Final[dict[str, Callable[[str, str, int, int], Iterator[Step]]]] 
 
 def _steps(architecture: Architecture, features: int, classes: int) -> Iterator[Step]:
     """The steps of `Network.forward` in training."""
-    convolution = _CONVOLUTIONS.get(architecture.model)
-    if convolution is None:
-        modelled = ", ".join(_CONVOLUTIONS)
-        raise UsageError(
-            f"The memory of model {architecture.model} is not modelled, only that of {modelled}: "
-            f"`actbench run --model {architecture.model}` measures."
-        )
+    convolution = _CONVOLUTIONS[architecture.model]
     x = "data"
     for i, (given, width) in enumerate(pairwise(architecture.widths(features, classes)), 1):
         out = f"convolution {i}"
@@ -396,6 +410,10 @@ class _Walk:
     def on_cuda(self) -> bool:
         return self.workload.device == "cuda"
 
+    def scheme_of(self, step: Step) -> Scheme:
+        """The scheme that the step's own input is kept under."""
+        return self.scheme
+
     def matrix(self, width: int) -> int:
         """Bytes of a float32 matrix [nodes, width]."""
         return FLOAT_BYTES * self.nodes * width
@@ -441,7 +459,7 @@ class _Walk:
             if step.kind == "dropout" and not training:
                 # It hands its input on.
                 values[step.output] = self.shared(values[step.inputs[0]])
-            elif training and self.scheme.compresses:
+            elif training and self.scheme_of(step).compresses:
                 values[step.output] = self.compressed_forward(step)
             else:
                 values[step.output] = self.stock_forward(step, training)
@@ -549,7 +567,7 @@ class _Walk:
     def linear_backward(self, step: Step, input_trained: bool) -> None:
         memory, weights = self.memory, [FLOAT_BYTES * numel for numel in step.parameters]
         by_x = memory.take(self.matrix(step.given)) if input_trained else None
-        if self.scheme.compresses:
+        if self.scheme_of(step).compresses:
             # (g û) Pᵀ, P [given, projected]
             projected = self.kept_as(step).packing.shape[1]
             read_back = memory.take(self.matrix(projected))
@@ -590,7 +608,7 @@ class _Walk:
 
     def batch_norm_backward(self, step: Step) -> None:
         memory, matrix = self.memory, self.matrix(step.width)
-        estimated = [memory.take(matrix)] if self.scheme.compresses else []
+        estimated = [memory.take(matrix)] if self.scheme_of(step).compresses else []
         by_x = memory.take(matrix)
         # A CPU forms the gradient from one more matrix.
         extra = [] if self.on_cuda else [memory.take(matrix)]
@@ -649,8 +667,9 @@ class _Walk:
         return [self.memory.take(FLOAT_BYTES * step.width) for _ in range(2)]
 
     def kept_as(self, step: Step) -> Kept:
-        ratio = self.scheme.projection if step.kind == "linear" else 1
-        return Kept.of(self.nodes, step.given, torch.float32, self.scheme, _NO_NOISE, ratio)
+        scheme = self.scheme_of(step)
+        ratio = scheme.projection if step.kind == "linear" else 1
+        return Kept.of(self.nodes, step.given, torch.float32, scheme, _NO_NOISE, ratio)
 
     def packed(self, step: Step) -> list[_Tensor]:
         """Codes, minima and scales, of a projection that is in memory meanwhile where the kernel cannot do without."""

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from actbench.report.phrases import NOTHING, mebibytes_text, percent_text
 
+_FITS = {True: "yes", False: "no", None: "?"}
 _KINDS = ("saved", "graph", "parameter", "optimizer", "transient")
 
 
@@ -28,10 +29,7 @@ def estimate_table(found: dict[str, Any]) -> RenderableType:
         cells = [mebibytes_text(row[f"{kind}_bytes"]) for kind in (*_KINDS, *["library"] * cuda, "peak")]
         cells.append(percent_text(row["saved_share"]))
         if budget is not None:
-            cells += [
-                "yes" if row["fits"] else "no",
-                *(_bound(row[key]) for key in ("largest_hidden", "largest_nodes")),
-            ]
+            cells += [_FITS[row["fits"]], _bound(row["largest_hidden"]), _bound(row["largest_nodes"])]
         grid.add_row(row["scheme"], *cells)
     notes = (Text(note, style="dim") for note in _notes(found))
     return Group(Text(_title(found), style="bold"), grid, *notes)
@@ -63,9 +61,12 @@ def _notes(found: dict[str, Any]) -> list[str]:
             f"The budget of {found['budget_bytes']:,} bytes is for the peak. Largest hidden: on this graph; largest "
             f"nodes: with this network and edges in proportion; {NOTHING}: none is too large."
         )
-    smallest = min(rows, key=lambda row: row["peak_bytes"])
-    notes.append(
-        f"No row takes less than {mebibytes_text(smallest['peak_bytes'])} MiB in all, and of {smallest['scheme']}'s "
-        f"{percent_text(1 - smallest['saved_share'])} are no activations."
-    )
+    notes += dict.fromkeys(row["reason"] for row in rows if row["reason"])
+    known = [row for row in rows if row["peak_bytes"] is not None]
+    if known:
+        smallest = min(known, key=lambda row: row["peak_bytes"])
+        notes.append(
+            f"No peak is below {mebibytes_text(smallest['peak_bytes'])} MiB, and of {smallest['scheme']}'s "
+            f"{percent_text(1 - smallest['saved_share'])} are no activations."
+        )
     return notes

@@ -1,4 +1,5 @@
 import importlib.util
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from actbench.analysis import estimate as module
 from actbench.analysis.estimate import (
     CUBLAS_BYTES_HOPPER,
     CUDA_ROUNDING,
@@ -23,6 +26,7 @@ from actbench.compress import compress, predict_saved_bytes
 from actbench.errors import UsageError
 from actbench.graphs import Entry, Graph, load, sizes_of
 from actbench.models import Architecture, operations
+from actbench.report import estimate_table
 from actbench.scheme import Scheme
 from actbench.training import Recipe, Trainer, recipe_for
 from tests.analysis.allocations import epoch_peak, peak_beyond
@@ -126,8 +130,6 @@ def test_a_named_graph_needs_not_be_loaded(folder: str, name: str, model: Any, d
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_the_walk_keeps_what_is_predicted(device: Any, model: Any, scheme: str) -> None:
     """At the end of forward the walk holds the resident tensors, what is kept, and the logits."""
-    from actbench.analysis import estimate as module
-
     at = Workload(ARXIV, Architecture(model, 3, 128, 0.5, True), 0.0, device)
     steps = list(module._steps(at.architecture, ARXIV.features, ARXIV.classes))
     walk = module._Walk(at, Scheme.parse(scheme))
@@ -256,11 +258,23 @@ def test_the_largest_sizes_are_counted_without_overflow() -> None:
         estimate(replace(ARXIV_SAGE, graph=replace(large, features=2**24)), Scheme("fp32"))
 
 
-def test_what_is_not_modelled_is_refused() -> None:
-    unknown: Any = "transformer"
-    architecture = replace(ARXIV_SAGE.architecture, model=unknown)
-    with pytest.raises(UsageError, match="model transformer is not modelled, only that of sage, gcn"):
-        estimate(replace(ARXIV_SAGE, architecture=architecture), Scheme("fp32"))
+def test_what_is_not_modelled_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = forecast(ARXIV_SAGE, [Scheme("fp32")], 10**9)["rows"][0]
+    monkeypatch.delitem(module._CONVOLUTIONS, "sage")
+    with pytest.raises(UsageError, match="The peak of model sage is not modelled"):
+        estimate(ARXIV_SAGE, Scheme("fp32"))
+    found = forecast(ARXIV_SAGE, [Scheme("fp32")], 10**9)
+    row = found["rows"][0]
+    assert row.keys() == known.keys()
+    assert {key: value for key, value in row.items() if value is not None} == {
+        "scheme": "fp32",
+        "saved_bytes": known["saved_bytes"],
+        "reason": "The peak of model sage is not modelled: `actbench run --model sage` measures it.",
+    }
+    text = io.StringIO()
+    Console(file=text, width=200).print(estimate_table(found))
+    assert row["reason"] in text.getvalue()
+    assert "No peak" not in text.getvalue()
 
 
 @pytest.mark.gpu
