@@ -352,6 +352,7 @@ def _steps(architecture: Architecture, features: int, classes: int) -> Iterator[
 class _Tensor:
     size: int
     holders: int = 1
+    is_view: bool = False
 
 
 @dataclass
@@ -568,6 +569,8 @@ class _Walk:
         memory, weights = self.memory, [FLOAT_BYTES * numel for numel in step.parameters]
         by_x = memory.take(self.matrix(step.given)) if input_trained else None
         if self.scheme_of(step).compresses:
+            if by_x:
+                by_x.is_view = True
             # (g û) Pᵀ, P [given, projected]
             projected = self.kept_as(step).packing.shape[1]
             read_back = memory.take(self.matrix(projected))
@@ -633,11 +636,11 @@ class _Walk:
         self.add_gradient(step.inputs[0], by_x)
 
     def add_gradient(self, name: str, gradient: _Tensor) -> None:
-        """Autograd adds up in place where nothing else holds the first gradient, which a function of ours does."""
+        """Autograd adds up in place, but not into a view, which is what `Linear`'s backward in compress/ returns."""
         before = self.gradients.get(name)
         if before is None:
             self.gradients[name] = gradient
-        elif self.scheme.compresses:
+        elif before.is_view:
             self.gradients[name] = self.memory.take(gradient.size)
             self.memory.drop(before, gradient)
         else:
