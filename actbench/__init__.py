@@ -2,9 +2,9 @@
 
 from importlib.metadata import version
 
-from actbench.compress import compress
+from actbench.compress import compress, run_layer
 from actbench.errors import ActbenchError
 from actbench.scheme import Scheme
 
-__all__ = ["ActbenchError", "Scheme", "__version__", "compress"]
+__all__ = ["ActbenchError", "Scheme", "__version__", "compress", "run_layer"]
 __version__ = version("actbench")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from actbench.errors import SchemeError
@@ -12,7 +12,14 @@ from actbench.errors import SchemeError
 LEVELS: Final = ("uniform", "clipped-normal")
 DROPOUTS: Final = ("bit", "seed")
 BITS: Final = (1, 2, 4, 8)
-NAMES: Final = ("fp32", "exact", "blockwise", "blockwise-vm")
+UNQUANTIZED: Final = ("fp32", "bf16", "checkpoint", "offload")
+"""Schemes without bits and options: their names say all."""
+NAMES: Final = ("fp32", "exact", "blockwise", "blockwise-vm", "int8", "int4", "bf16", "checkpoint", "offload")
+UNTOUCHED: Final = 32
+"""The bits of a call that keeps its input as it is, among calls that quantize theirs."""
+PROJECTED: Final = ("linear", "matmul", "mm")
+OPERATIONS: Final = (*PROJECTED, "batch_norm")
+"""Operations whose calls keep a quantized input, projected or not."""
 LARGEST: Final = 2**20
 """Largest block size and projection ratio."""
 ROW_BLOCK_CAP: Final = 1024
@@ -49,13 +56,60 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Override:
+    """What one call of an operation does otherwise than its scheme says; None is what the scheme says.
+
+    `call` counts the operation's calls of a forward pass from 1, those alone whose input is kept. `bits` may also be
+    32: that call's input is kept as it is. Raises `SchemeError` for values that no call has.
+    """
+
+    operation: str
+    call: int
+    bits: int | None = None
+    block: Block | None = None
+    projection: int | None = None
+    levels: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS:
+            near = difflib.get_close_matches(self.operation, OPERATIONS, n=1)
+            hint = f"did you mean '{near[0]}'" if near else f"an override is of {', '.join(OPERATIONS)}"
+            raise SchemeError(f"no call of '{self.operation}' is quantized: {hint}.")
+        if not 1 <= self.call <= LARGEST:
+            raise SchemeError(f"{self.place} is no call: they count from 1 to {LARGEST}.")
+        if self.bits == UNTOUCHED and self.given() != {"bits": UNTOUCHED}:
+            raise SchemeError(f"{self.place} with bits={UNTOUCHED} is kept as it is: give it nothing else.")
+        if self.bits not in (None, UNTOUCHED):
+            _check_choice("bits", self.bits, BITS)
+        if self.projection is not None:
+            if self.operation not in PROJECTED:
+                raise SchemeError(f"projection={self.projection} is not possible: {self.place} is never projected.")
+            _check_size("projection", self.projection)
+        if self.levels is not None:
+            _check_choice("levels", self.levels, LEVELS)
+
+    @property
+    def place(self) -> str:
+        """The call, as the text has it: linear2."""
+        return f"{self.operation}{self.call}"
+
+    def given(self) -> dict[str, Any]:
+        """What is not as the scheme says, by name."""
+        return {key: getattr(self, key) for key in _OF_CALLS if getattr(self, key) is not None}
+
+    def __str__(self) -> str:
+        return f"{self.place}:{','.join(f'{key}={value}' for key, value in self.given().items())}"
+
+
+@dataclass(frozen=True)
 class Scheme:
     """How activations are kept for backward; raises `SchemeError` for values that no scheme has.
 
-    `name` is one of the papers' four. `bits` is None where activations are kept as they are (FP32); the other fields
-    then mean nothing. `projection` is the projection ratio D/R of linear inputs (1: none), `block` the quantization
-    block, `levels` the name of the level table. `dropout` says how a dropout's mask is kept: a "bit" an element, or the
-    "seed" that it is drawn from again where that is smaller. `str(scheme)` gives the text that `Scheme.parse` reads.
+    `name` is one of `NAMES`. `bits` is None where nothing is quantized; `name` then says all, and the other fields mean
+    nothing. `projection` is the projection ratio D/R of linear inputs (1: none), `block` the quantization block,
+    `levels` the name of the level table. `dropout` says how a dropout's mask is kept: a "bit" an element, or the "seed"
+    that it is drawn from again where that is smaller. `overrides` are of single calls; those that change nothing are
+    dropped. `str(scheme)` gives the text that `Scheme.parse` reads.
     """
 
     name: str
@@ -64,55 +118,75 @@ class Scheme:
     projection: int = 1
     levels: str = "uniform"
     dropout: str = "bit"
+    overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
             near = difflib.get_close_matches(self.name, NAMES, n=1)
             hint = f"did you mean '{near[0]}'" if near else f"the schemes are {', '.join(NAMES)}"
             raise SchemeError(f"unknown scheme '{self.name}': {hint}; a scheme is NAME or NAME:key=value,….")
-        if (self.bits is None) != (self.name == "fp32"):
-            raise SchemeError(f"scheme '{self.name}' with bits={self.bits} is not possible: fp32 alone has no bits.")
-        if self.bits is not None and self.bits not in BITS:
-            raise SchemeError(f"bits={self.bits} is not possible: bits is one of {', '.join(map(str, BITS))}.")
+        if (self.bits is None) != (self.name in UNQUANTIZED):
+            raise SchemeError(
+                f"scheme '{self.name}' with bits={self.bits} is not possible: {', '.join(UNQUANTIZED)} alone have none."
+            )
+        if self.bits is not None:
+            _check_choice("bits", self.bits, BITS)
         _check_size("projection", self.projection)
-        if self.levels not in LEVELS:
-            raise SchemeError(f"levels={self.levels} is unknown: levels is one of {', '.join(LEVELS)}.")
-        if self.dropout not in DROPOUTS:
-            raise SchemeError(f"dropout={self.dropout} is unknown: dropout is one of {', '.join(DROPOUTS)}.")
+        _check_choice("levels", self.levels, LEVELS)
+        _check_choice("dropout", self.dropout, DROPOUTS)
+        if self.overrides:
+            object.__setattr__(self, "overrides", self._canonical())
+
+    def _canonical(self) -> tuple[Override, ...]:
+        """The overrides that change something, in order."""
+        if self.bits is None:
+            raise SchemeError(f"{self.overrides[0].place} cannot be overridden: {self.name} quantizes nothing.")
+        changing: list[Override] = []
+        for override in sorted(self.overrides, key=lambda each: (each.operation, each.call)):
+            given = {key: value for key, value in override.given().items() if value != getattr(self, key)}
+            if changing and changing[-1].place == override.place:
+                raise SchemeError(f"{override.place} is overridden twice: keep one.")
+            if given:
+                changing.append(Override(override.operation, override.call, **given))
+        return tuple(changing)
 
     @property
     def compresses(self) -> bool:
-        """Whether anything is kept in another form than FP32 keeps it."""
+        """Whether anything is quantized."""
         return self.bits is not None
+
+    def for_call(self, operation: str, call: int) -> Scheme:
+        """The scheme of the `call`-th call (from 1) of `operation`: this one, another one, or FP32."""
+        for override in self.overrides:
+            if (override.operation, override.call) == (operation, call):
+                if override.bits == UNTOUCHED:
+                    return NAMED["fp32"]
+                return replace(self, overrides=(), **override.given())
+        return self
 
     @staticmethod
     def parse(text: str) -> Scheme:
         """The scheme that `text` names: `NAME` or `NAME:key=value,…`, keys bits, block, projection, levels, dropout.
 
-        Raises `SchemeError`, one sentence, for an unknown name, key or value.
+        Each `/CALL:key=value,…` after that is for one call, as linear2 or batch_norm1, and has no dropout. Raises
+        `SchemeError`, one sentence, for an unknown name, key, call or value.
         """
-        name, colon, rest = text.strip().partition(":")
+        whole, *parts = text.strip().split("/")
+        name, colon, rest = (part.strip() for part in whole.partition(":"))
         base = NAMED.get(name) or Scheme(name)
-        if not colon:
-            return base
-        if not base.compresses:
-            raise SchemeError(f"scheme '{text}' has options, but {name} keeps activations as they are: write '{name}'.")
+        if not base.compresses and (colon or parts):
+            raise SchemeError(f"scheme '{text}' has options, but {name} quantizes nothing: write '{name}'.")
         values: dict[str, Any] = {field.name: getattr(base, field.name) for field in fields(base)}
-        given: set[str] = set()
-        for item in rest.split(","):
-            key, equals, value = (part.strip() for part in item.partition("="))
-            if key not in _READERS or not equals:
-                raise SchemeError(f"'{item}' in scheme '{text}' is not one of {', '.join(_READERS)} with a =value.")
-            if key in given:
-                raise SchemeError(f"scheme '{text}' gives {key} twice: keep one.")
-            given.add(key)
-            values[key] = _READERS[key](value)
-        return Scheme(**values)
+        if colon:
+            values |= _read_options(rest, text, _READERS)
+        overrides = tuple(_read_override(part, text) for part in parts)
+        return Scheme(**values | {"overrides": overrides})
 
     def __str__(self) -> str:
         base = NAMED[self.name]
         changed = [f"{key}={getattr(self, key)}" for key in _READERS if getattr(self, key) != getattr(base, key)]
-        return f"{self.name}:{','.join(changed)}" if changed else self.name
+        whole = f"{self.name}:{','.join(changed)}" if changed else self.name
+        return "/".join((whole, *map(str, self.overrides)))
 
     def as_record(self) -> dict[str, Any]:
         """The scheme as JSON values; `name` is the whole text."""
@@ -120,7 +194,42 @@ class Scheme:
         if self.compresses:
             record |= {"block": str(self.block), "projection": self.projection}
             record |= {"levels": self.levels, "dropout": self.dropout}
+        if self.overrides:
+            record["overrides"] = [
+                {"operation": override.operation, "call": override.call}
+                | {key: str(value) if key == "block" else value for key, value in override.given().items()}
+                for override in self.overrides
+            ]
         return record
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise SchemeError(f"{name}={value} is not possible: {name} is one of {', '.join(map(str, choices))}.")
+
+
+def _read_options(text: str, whole: str, readers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
+    """The values of `key=value,…`."""
+    given: dict[str, Any] = {}
+    for item in text.split(","):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if key not in readers or not equals:
+            raise SchemeError(f"'{item}' in scheme '{whole}' is not one of {', '.join(readers)} with a =value.")
+        if key in given:
+            raise SchemeError(f"scheme '{whole}' gives {key} twice: keep one.")
+        given[key] = readers[key](value)
+    return given
+
+
+def _read_override(text: str, whole: str) -> Override:
+    place, _, rest = (part.strip() for part in text.partition(":"))
+    operation = place.rstrip("0123456789")
+    if operation == place:
+        raise SchemeError(f"'{text}' in scheme '{whole}' names no call: write /CALL:key=value,…, as /linear2:bits=4.")
+    number = place.removeprefix(operation)
+    if len(number) > len(str(LARGEST)):
+        raise SchemeError(f"{operation}{number[:20]} is no call: they count from 1 to {LARGEST}.")
+    return Override(operation, int(number), **_read_options(rest, whole, _OF_CALLS))
 
 
 def _read_whole(text: str, name: str) -> int:
@@ -142,6 +251,9 @@ _READERS: Final[dict[str, Callable[[str], Any]]] = {
     "dropout": str,
 }
 
+_OF_CALLS: Final = {key: read for key, read in _READERS.items() if key != "dropout"}
+"""A dropout, whose mask is no quantized input, has no call of its own in a scheme."""
+
 NAMED: Final = {
     scheme.name: scheme
     for scheme in (
@@ -149,6 +261,12 @@ NAMED: Final = {
         Scheme("exact", bits=2, block=Block(1, in_rows=True), projection=8),
         Scheme("blockwise", bits=2, block=Block(64, in_rows=True), projection=8),
         Scheme("blockwise-vm", bits=2, block=Block(64, in_rows=True), projection=8, levels="clipped-normal"),
+        # A block per row as EXACT's: what the bits alone change is then what the table shows.
+        Scheme("int8", bits=8, block=Block(1, in_rows=True)),
+        Scheme("int4", bits=4, block=Block(1, in_rows=True)),
+        Scheme("bf16"),
+        Scheme("checkpoint"),
+        Scheme("offload"),
     )
 }
-"""The schemes of the two papers; every other one is one of them with options."""
+"""The schemes of the two papers and what a user would pick instead; every other one is one of them with options."""

@@ -12,8 +12,10 @@ from actbench.analysis import summarise
 from actbench.cli.datasets import make_present
 from actbench.cli.measuring import end, measure_grid
 from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, Format, expand_home, require_finite
+from actbench.compress import require_calls
+from actbench.models import operations
 from actbench.report import ledger_table, open_stderr, open_stdout, render_tables
-from actbench.runs import Job, Record, RecordFile, digest_of, plan, resolve_device
+from actbench.runs import Job, Record, RecordFile, digest_of, plan, require_device, resolve_device
 from actbench.scheme import Scheme
 from actbench.training import recipe_for
 
@@ -31,10 +33,11 @@ def run(
     scheme: Annotated[
         list[str] | None,
         typer.Option(
-            help="What is kept for backward, again for each more: fp32, exact, blockwise, blockwise-vm, or one of "
-            "them with options, as blockwise:bits=4,block=256,projection=4,levels=uniform (block in elements, or in "
-            "rows as 64r; levels uniform or clipped-normal).",
-            show_default="all four",
+            help="What is kept for backward, again for each more: fp32, exact, blockwise, blockwise-vm, int8, int4, "
+            "bf16, checkpoint, offload (GPU only), or one that quantizes with options, as "
+            "blockwise:bits=4,block=256,projection=4,levels=uniform (block in elements, or in rows as 64r; levels "
+            "uniform or clipped-normal), and with those of single calls, as int4/linear2:bits=8/batch_norm1:block=64r.",
+            show_default=", ".join(DEFAULT_SCHEMES),
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of every scheme, with seeds 0, 1, ….")] = 1,
@@ -102,7 +105,11 @@ def run(
         clip=clip,
         epochs=epochs or (DEFAULT_EPOCHS if dataset is None else None),
     )
+    trace = operations(recipe.architecture, 1, 1, 1)
+    for each in schemes:
+        require_calls(trace, each)
     chosen = resolve_device(device)
+    require_device(schemes, chosen)
     file = RecordFile(output)
     file.check_writable()
     file.read()

@@ -150,7 +150,7 @@ class Dropout(Function):
         fused = x.is_cuda and not inplace
         ctx.p, ctx.dtype = p, x.dtype
         ctx.by_seed = by_seed and _can_be_drawn_again(x) and fused == x.is_cuda
-        state = _generator(x).get_state() if ctx.by_seed else None
+        state = generator_of(x).get_state() if ctx.by_seed else None
         if fused:
             ctx.factor = 1 / (1 - p)
             out, mask = torch.native_dropout(x, p, True)
@@ -185,8 +185,8 @@ def _draw(shape: torch.Size, p: float, generator: torch.Generator | None = None)
     return torch.empty(shape, dtype=torch.int32, device="cpu").bernoulli_(1 - p, generator=generator)
 
 
-def _generator(x: Tensor) -> torch.Generator:
-    """The generator that dropout of `x` draws from."""
+def generator_of(x: Tensor) -> torch.Generator:
+    """The generator that a dropout of `x` draws from."""
     return torch.cuda.default_generators[x.get_device()] if x.is_cuda else torch.default_generator
 
 
@@ -207,7 +207,7 @@ def _draw_again(like: Tensor, dtype: torch.dtype, p: float, state: Tensor) -> Te
         generator = torch.Generator("cpu")
         generator.set_state(state)
         return _draw(like.shape, p, generator)
-    generator = _generator(like)
+    generator = generator_of(like)
     now = generator.get_state()
     generator.set_state(state)
     try:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
 from types import TracebackType
 from typing import Any, Final, Self
@@ -16,11 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
-from torch.nn import Parameter
+from torch.nn import Module, Parameter
 from torch.overrides import TorchFunctionMode
 
+from actbench.compress.autocast import Autocast, is_sparse_product, whole_product
 from actbench.compress.functions import BatchNorm, Dropout, Linear, Relu, SparseProduct
+from actbench.compress.offload import Offload
+from actbench.compress.recomputation import recompute
 from actbench.compress.saved import Kept, Noise, Watch, keeps_seed
+from actbench.errors import UsageError
 from actbench.scheme import Scheme
 
 _COMPRESSIBLE: Final = (torch.float32, torch.float16, torch.bfloat16)
@@ -29,7 +34,7 @@ _contexts = itertools.count()
 _open = threading.local()
 
 
-def compress(scheme: Scheme | str, seed: int | None = None) -> Compression:
+def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[Tensor] = ()) -> Compression:
     """A context in which forward passes keep activations as `scheme` says.
 
     `scheme` is a `Scheme` or its text. All projection and rounding noise comes from `seed`; without one it is made
@@ -38,21 +43,41 @@ def compress(scheme: Scheme | str, seed: int | None = None) -> Compression:
 
     Equal seeds give equal noise: in a training loop give none, or enter one context again and again. Double backward
     and the recomputation of `torch.utils.checkpoint` are refused with an error.
+
+    The schemes that quantize nothing change what surrounds the model. `bf16` is torch's autocast, so results are not
+    FP32's; products with a sparse matrix stay FP32, which a CPU alone could not do otherwise. `checkpoint` recomputes
+    what the model passes to `run_layer`, and `offload` moves to host memory what is kept on a GPU, but for what shares
+    storage with `resident`: parameters, buffers and graph data that stay there anyway. Leaving the context raises
+    `UsageError` where one of the two found nothing to do.
     """
     if isinstance(scheme, str):
         scheme = Scheme.parse(scheme)
     if seed is None:
         seed = torch.initial_seed() + next(_contexts) * _GOLDEN
-    return Compression(scheme, seed % 2**64)
+    return Compression(scheme, seed % 2**64, Offload(resident) if scheme.name == "offload" else None)
+
+
+def run_layer(module: Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`function(*inputs)`, a layer of `module`: under `checkpoint` its inputs are kept and it runs again in backward.
+
+    All that it reads of changing tensors must be its inputs or `module`'s parameters and buffers.
+    """
+    if not (_stack() and _stack()[-1].scheme.name == "checkpoint" and torch.is_grad_enabled()):
+        return function(*inputs)
+    _stack()[-1].found = True
+    return recompute(module, function, *inputs)
 
 
 class Compression(TorchFunctionMode):
     """The context that `compress` makes; may be entered again, and then goes on with fresh noise."""
 
-    def __init__(self, scheme: Scheme, seed: int) -> None:
+    def __init__(self, scheme: Scheme, seed: int, offload: Offload | None = None) -> None:
         super().__init__()
         self.scheme = scheme
         self.seed = seed
+        self.offload = offload
+        self.found = False
+        self._contexts = ExitStack()
         self._kept = itertools.count()
         self._calls: Counter[str] = Counter()
         self._watch = Watch()
@@ -60,7 +85,12 @@ class Compression(TorchFunctionMode):
     def __enter__(self) -> Self:
         self._watch.check()
         self._calls.clear()
+        self.found = False
         _stack().append(self)
+        if self.scheme.name == "bf16":
+            self._contexts.enter_context(Autocast())
+        if self.offload:
+            self._contexts.enter_context(self.offload)
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -68,7 +98,13 @@ class Compression(TorchFunctionMode):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        self._contexts.close()
         _stack().pop()
+        if kind is None and torch.is_grad_enabled():
+            if self.scheme.name == "checkpoint" and not self.found:
+                raise UsageError("checkpoint found no layer: call a model's layers by actbench.run_layer.")
+            if self.offload and not self.offload.found:
+                raise UsageError("offload found nothing on a GPU: what is kept on a CPU is in host memory already.")
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -81,7 +117,14 @@ class Compression(TorchFunctionMode):
                 out = handler(self, func, *args, **kwargs)
                 if out is not None:
                     return out
+        if self.scheme.name == "bf16" and is_sparse_product(func, args):
+            return whole_product(func, args, kwargs)
         return func(*args, **kwargs)
+
+    @property
+    def around_loss(self) -> AbstractContextManager[None]:
+        """The context that the loss belongs in: autocast under `bf16`, nothing otherwise."""
+        return Autocast() if self.scheme.name == "bf16" else nullcontext()
 
     def check(self) -> None:
         """Raise `NonFiniteError`, naming the tensor, if one that was kept could not be packed; waits for GPUs.
@@ -93,14 +136,17 @@ class Compression(TorchFunctionMode):
             torch.cuda.synchronize()
         self._watch.check()
 
-    def keep(self, operation: str, rows: int, width: int, dtype: torch.dtype, projected: bool) -> Kept:
-        """How to keep the input [rows, width] of the next call of `operation`, with noise of its own."""
+    def keep(self, operation: str, rows: int, width: int, dtype: torch.dtype, projected: bool) -> Kept | None:
+        """How to keep the input [rows, width] of the next call of `operation`, with its own noise; None: as it is."""
         self._calls[operation] += 1
+        scheme = self.scheme.for_call(operation, self._calls[operation])
+        if not scheme.compresses:
+            return None
         kind = str(dtype).removeprefix("torch.")
         name = f"the input of {operation} {self._calls[operation]} ({kind} [{rows}, {width}])"
-        ratio = self.scheme.projection if projected else 1
+        ratio = scheme.projection if projected else 1
         noise = Noise(self.seed, next(self._kept))
-        return Kept.of(rows, width, dtype, self.scheme, noise, ratio, name, self._watch)
+        return Kept.of(rows, width, dtype, scheme, noise, ratio, name, self._watch)
 
 
 def _fits(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -160,20 +206,22 @@ def _linear(
     if not (_compressible(input) and weight.requires_grad and weight.dim() == 2 and weight.numel() > 0):
         return None
     kept = mode.keep("linear", input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
-    return _apply(Linear, func, True, kept, input, weight, bias)
+    return _apply(Linear, func, True, kept, input, weight, bias) if kept else None
 
 
-def _matmul(mode: Compression, func: Callable[..., Tensor], input: Any, other: Any) -> Tensor | None:
+def _matmul(
+    mode: Compression, func: Callable[..., Tensor], input: Any, other: Any, operation: str = "matmul"
+) -> Tensor | None:
     # Of two activations neither is known to be the one whose noise is harmless.
     parameter = isinstance(other, Parameter) and other.requires_grad and other.dim() == 2 and other.numel() > 0
     if not (parameter and _compressible(input) and input.dim() > 1):
         return None
-    kept = mode.keep("matmul", input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
-    return _apply(Linear, func, False, kept, input, other, None)
+    kept = mode.keep(operation, input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
+    return _apply(Linear, func, False, kept, input, other, None) if kept else None
 
 
 def _mm(mode: Compression, func: Callable[..., Tensor], input: Any, mat2: Any) -> Tensor | None:
-    return _matmul(mode, func, input, mat2)
+    return _matmul(mode, func, input, mat2, "mm")
 
 
 def _batch_norm(
@@ -193,6 +241,8 @@ def _batch_norm(
         return None
     width = input.shape[-1]
     kept = mode.keep("batch_norm", input.numel() // width, width, input.dtype, projected=False)
+    if kept is None:
+        return None
     return _apply(BatchNorm, kept, input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -14,6 +15,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+
+from actbench.compress.offload import innermost_offload
+
+_open = threading.local()
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,10 @@ class Ledger:
         return sum(entry.saved_bytes for entry in self.entries)
 
     def __enter__(self) -> Self:
-        self._contexts.enter_context(saved_tensors_hooks(self._record, lambda tensor: tensor))
+        # Of nested hooks torch calls the innermost alone, so offload's are called from here.
+        offload = innermost_offload()
+        pack, unpack = (offload.pack, offload.unpack) if offload else (_itself, _itself)
+        self._contexts.enter_context(saved_tensors_hooks(lambda tensor: pack(self._record(tensor)), unpack))
         self._contexts.enter_context(self._labels)
         return self
 
@@ -78,6 +86,16 @@ class Ledger:
             self._counted[address] = StorageWeakRef(storage), saved
 
 
+@contextmanager
+def labelled(operation: str) -> Iterator[None]:
+    """What open ledgers of this thread call that which no torch function inside keeps: the next call of `operation`."""
+    labels: list[_Labels] = list(getattr(_open, "labels", ()))
+    with ExitStack() as contexts:
+        for each in labels:
+            contexts.enter_context(each.named(operation))
+        yield
+
+
 class _Labels(TorchFunctionMode):
     """Knows which torch function is running, and how many calls of it there were."""
 
@@ -86,6 +104,17 @@ class _Labels(TorchFunctionMode):
         self.operation = "no torch function"
         self._calls: Counter[str] = Counter()
 
+    def __enter__(self) -> Self:
+        _open.labels = [*getattr(_open, "labels", ()), self]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        _open.labels.pop()
+
     @property
     def call(self) -> int:
         return self._calls[self.operation]
@@ -93,12 +122,22 @@ class _Labels(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        before, self.operation = self.operation, getattr(func, "__name__", str(func)).strip("_")
-        self._calls[self.operation] += 1
-        try:
+        with self.named(getattr(func, "__name__", str(func)).strip("_")):
             return func(*args, **(kwargs or {}))
+
+    @contextmanager
+    def named(self, operation: str) -> Iterator[None]:
+        """The next call of `operation`, while open."""
+        before, self.operation = self.operation, operation
+        self._calls[operation] += 1
+        try:
+            yield
         finally:
             self.operation = before
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from actbench.compress.saved import Kept, Noise, dropout_bytes
+from actbench.compress.saved import GENERATOR_BYTES, Kept, Noise, dropout_bytes
+from actbench.errors import SchemeError
 from actbench.quant.layout import mask_bytes
 from actbench.scheme import Scheme
 
 FLOAT_BYTES = 4
+BFLOAT16_BYTES = 2
 _NO_NOISE = Noise(0, 0)
 
 
@@ -21,39 +24,93 @@ class Operation:
     """One operation of a forward pass on a float32 matrix [rows, width].
 
     `tensor` names what FP32 keeps: the input of a linear or batch norm, the output of a ReLU, the mask of a dropout.
-    Equal names are one tensor; the name "data" is the graph's own features, which are there anyway.
+    Equal names are one tensor; the name "data" is the graph's own features, which are there anyway. A "layer" begins
+    one that `run_layer` runs, and names its input.
+
+    Under autocast the tensor is bfloat16, unless it is `whole`, float32 all the same; a linear then makes a copy of its
+    own. `weight` is how many elements of its weight a linear keeps a copy of: none where its input needs no gradient.
     """
 
-    kind: Literal["linear", "batch_norm", "relu", "dropout"]
+    kind: Literal["linear", "batch_norm", "relu", "dropout", "layer"]
     tensor: str
     rows: int
     width: int
+    whole: bool = False
+    weight: int = 0
+
+    @property
+    def numel(self) -> int:
+        """Elements of the matrix."""
+        return self.rows * self.width
 
 
 def predict_saved_bytes(operations: Iterable[Operation], scheme: Scheme, device: str) -> int:
-    """Saved-for-backward bytes of `operations` under `scheme` on `device` ("cpu" or "cuda").
+    """Saved-for-backward bytes of `operations` under `scheme` on `device` ("cpu" or "cuda"); of `offload`, on the GPU.
 
-    The device matters for dropout alone: FP32 keeps a byte an element on CUDA and four on a CPU, and the state of a
-    generator, which dropout=seed keeps, is smaller on CUDA.
+    The device matters for dropout and checkpoint alone: FP32 keeps a byte an element of a dropout on CUDA and the
+    tensor's own dtype on a CPU, and the state of a generator is smaller on CUDA.
     """
-    if scheme.compresses:
-        return sum(_compressed_bytes(operation, scheme, device) for operation in operations)
+    if scheme.name == "bf16":
+        return _autocast_bytes(operations, device)
+    if scheme.name == "checkpoint":
+        return _checkpoint_bytes(operations, device)
+    if scheme.name == "offload":
+        return 0
+    calls: Counter[str] = Counter()
     kept: dict[str, int] = {"data": 0}
-    statistics = 0
+    packed_bytes = 0
     for operation in operations:
-        numel = operation.rows * operation.width
+        calls[operation.kind] += 1
+        at = scheme.for_call(operation.kind, calls[operation.kind])
+        if operation.kind == "layer":
+            continue
+        if at.compresses:
+            packed_bytes += _compressed_bytes(operation, at, device)
+            continue
         each = 1 if operation.kind == "dropout" and device == "cuda" else FLOAT_BYTES
-        kept.setdefault(operation.tensor, numel * each)
-        statistics += _statistics_bytes(operation)
-    return sum(kept.values()) + statistics
+        kept.setdefault(operation.tensor, operation.numel * each)
+        packed_bytes += _statistics_bytes(operation)
+    return sum(kept.values()) + packed_bytes
+
+
+def require_calls(operations: Iterable[Operation], scheme: Scheme) -> None:
+    """Raise `SchemeError` if `scheme` overrides a call that is not among `operations`."""
+    calls = Counter(operation.kind for operation in operations)
+    for override in scheme.overrides:
+        count = calls[override.operation]  # type: ignore[index]
+        if override.call > count:
+            known = f"calls {override.operation} {count} times" if count else f"does not call {override.operation}"
+            raise SchemeError(f"scheme '{scheme}' overrides {override.place}, but the model {known} in a forward pass.")
+
+
+def _autocast_bytes(operations: Iterable[Operation], device: str) -> int:
+    kept: dict[str, int] = {}
+    copied_bytes = 0
+    for operation in operations:
+        if operation.kind == "layer":
+            continue
+        copied_bytes += _statistics_bytes(operation) + BFLOAT16_BYTES * operation.weight
+        if operation.kind == "linear" and operation.whole:
+            copied_bytes += BFLOAT16_BYTES * operation.numel
+            continue
+        each = FLOAT_BYTES if operation.whole else BFLOAT16_BYTES
+        if operation.kind == "dropout" and device == "cuda":
+            each = 1
+        kept.setdefault(operation.tensor, operation.numel * each)
+    return sum(kept.values()) + copied_bytes
+
+
+def _checkpoint_bytes(operations: Iterable[Operation], device: str) -> int:
+    layers = [operation for operation in operations if operation.kind == "layer"]
+    kept = {layer.tensor: FLOAT_BYTES * layer.numel for layer in layers if layer.tensor != "data"}
+    return sum(kept.values()) + GENERATOR_BYTES[device] * len(layers)
 
 
 def _compressed_bytes(operation: Operation, scheme: Scheme, device: str) -> int:
-    numel = operation.rows * operation.width
     if operation.kind == "relu":
-        return mask_bytes(numel)
+        return mask_bytes(operation.numel)
     if operation.kind == "dropout":
-        return dropout_bytes(numel, scheme, device)
+        return dropout_bytes(operation.numel, scheme, device)
     ratio = scheme.projection if operation.kind == "linear" else 1
     kept = Kept.of(operation.rows, operation.width, torch.float32, scheme, _NO_NOISE, ratio)
     return kept.packing.layout.total_bytes + _statistics_bytes(operation)

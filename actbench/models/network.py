@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actbench.compress import Operation
+from actbench.compress import Operation, run_layer
 from actbench.graphs import gcn_adjacency, mean_adjacency
 
 Model = Literal["sage", "gcn"]
@@ -44,13 +45,17 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """Logits [N, classes]."""
-        for i, conv in enumerate(self.convs[:-1]):
-            x = conv(x, adjacency)
-            if self.norms:
-                x = self.norms[i](x)
-            x = F.dropout(F.relu(x), self.dropout, self.training)
-        logits: Tensor = self.convs[-1](x, adjacency)
-        return logits
+        for i in range(len(self.convs)):
+            x = run_layer(self, partial(self._layer, i), x, adjacency)
+        return x
+
+    def _layer(self, i: int, x: Tensor, adjacency: Tensor) -> Tensor:
+        x = self.convs[i](x, adjacency)
+        if i == len(self.convs) - 1:
+            return x
+        if self.norms:
+            x = self.norms[i](x)
+        return F.dropout(F.relu(x), self.dropout, self.training)
 
 
 def adjacency_of(model: Model, edge_index: Tensor, nodes: int) -> Tensor:
@@ -63,19 +68,24 @@ def operations(architecture: Architecture, nodes: int, features: int, classes: i
     widths = architecture.widths(features, classes)
     trace: list[Operation] = []
     x = "data"
+    sage = architecture.model == "sage"
     for i, (before, after) in enumerate(pairwise(widths)):
-        if architecture.model == "sage":
-            trace.append(Operation("linear", f"neighbours{i}", nodes, before))
-        trace.append(Operation("linear", x, nodes, before))
+        # Under autocast a linear makes bfloat16 and a sparse product float32: SAGE ends a layer with the one, GCN with
+        # the other. The data needs no gradient, so the first layer's weights need not be kept.
+        weight = before * after if i else 0
+        trace.append(Operation("layer", x, nodes, before))
+        if sage:
+            trace.append(Operation("linear", f"neighbours{i}", nodes, before, whole=True, weight=weight))
+        trace.append(Operation("linear", x, nodes, before, whole=not sage or i == 0, weight=weight))
         if i == architecture.layers - 1:
             break
         if architecture.batch_norm:
-            trace.append(Operation("batch_norm", f"convolution{i}", nodes, after))
+            trace.append(Operation("batch_norm", f"convolution{i}", nodes, after, whole=not sage))
         x = f"relu{i}"
-        trace.append(Operation("relu", x, nodes, after))
+        trace.append(Operation("relu", x, nodes, after, whole=not sage))
         if architecture.dropout > 0:
             x = f"dropout{i}"
-            trace.append(Operation("dropout", f"mask{i}", nodes, after))
+            trace.append(Operation("dropout", f"mask{i}", nodes, after, whole=not sage))
     return trace
 
 

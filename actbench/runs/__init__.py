@@ -1,6 +1,6 @@
 """A job is planned, measured in a process of its own, and becomes a record."""
 
-from actbench.runs.device import describe_device, resolve_device
+from actbench.runs.device import describe_device, require_device, resolve_device
 from actbench.runs.experiments import EXPERIMENTS, Experiment
 from actbench.runs.grid import Listener, run_grid
 from actbench.runs.job import Job, digest_of, identity, plan
@@ -22,6 +22,7 @@ __all__ = [
     "identity",
     "is_out_of_memory",
     "plan",
+    "require_device",
     "resolve_device",
     "run_grid",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from actbench.errors import DeviceError
 from actbench.meters import describe_environment
 from actbench.quant.sources import cupy_extra
+from actbench.scheme import Scheme
 
 Device = Literal["cpu", "cuda"]
 
@@ -27,6 +29,15 @@ def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
     if asked == "auto":
         return "cpu"
     raise DeviceError(f"--device cuda is not possible: {problem}; or take --device cpu.")
+
+
+def require_device(schemes: Iterable[Scheme], device: Device) -> None:
+    """Raise `DeviceError` if one of `schemes` means nothing on `device`."""
+    if device == "cpu" and any(scheme.name == "offload" for scheme in schemes):
+        raise DeviceError(
+            "scheme 'offload' needs a GPU: on a CPU activations are in host memory already; leave it out, or take "
+            "--device cuda where there is one."
+        )
 
 
 def _cuda_problem() -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from actbench.compress import Compression, Ledger, compress, predict_saved_bytes
+from actbench.compress import Compression, Ledger, compress, predict_saved_bytes, require_calls
 from actbench.graphs import Graph, load
 from actbench.meters import Clock, MemoryMeter, describe_environment
 from actbench.models import operations
@@ -85,6 +85,7 @@ def _train(job: Job, device: torch.device, record: Record, report: Callable[[dic
     record["graph"] = _graph_record(graph)
     architecture = job.recipe.architecture
     trace = operations(architecture, graph.nodes, graph.features, graph.classes)
+    require_calls(trace, job.scheme)
     record["predicted_saved_bytes"] = predict_saved_bytes(trace, job.scheme, device.type)
     torch.manual_seed(job.seed)
     trainer = Trainer(graph, job.recipe, device)
@@ -92,7 +93,7 @@ def _train(job: Job, device: torch.device, record: Record, report: Callable[[dic
     metric = graph.metric
     del graph
     clock = Clock(device)
-    compression = compress(job.scheme, seed=job.seed)
+    compression = compress(job.scheme, job.seed, trainer.resident)
     best_valid = -1.0
     with MemoryMeter(device) as memory:
         try:
@@ -100,7 +101,10 @@ def _train(job: Job, device: torch.device, record: Record, report: Callable[[dic
                 if epoch == record["warmup_epochs"] + 1:
                     memory.reset()
                 begun = clock.read()
-                loss = _first_step(trainer, compression, record) if epoch == 1 else trainer.step(compression)
+                if epoch == 1:
+                    loss = _first_step(trainer, compression, record)
+                else:
+                    loss = trainer.step(compression, compression.around_loss)
                 record["epoch_seconds"].append(clock.read() - begun)
                 scores = trainer.evaluate()
                 if not all(map(math.isfinite, (scores.train, scores.valid, scores.test))):
@@ -136,8 +140,15 @@ def _first_step(trainer: Trainer, compression: Compression, record: Record) -> f
     def counted() -> Iterator[None]:
         with compression, forward:
             yield
+        if compression.offload:
+            record["host_saved_bytes"] = compression.offload.host_bytes
 
-    loss = trainer.step(counted(), beyond)
+    @contextmanager
+    def loss_counted() -> Iterator[None]:
+        with compression.around_loss, beyond:
+            yield
+
+    loss = trainer.step(counted(), loss_counted())
     record["saved_bytes"] = forward.total_bytes
     record["loss_saved_bytes"] = beyond.total_bytes
     record["ledger"] = [asdict(entry) for entry in forward.entries]

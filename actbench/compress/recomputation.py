@@ -1,0 +1,62 @@
+"""A layer that keeps its inputs and runs again in backward, as if it had run once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import TracebackType
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+from torch.utils.checkpoint import checkpoint
+
+from actbench.compress.functions import generator_of
+from actbench.compress.ledger import labelled
+
+
+def recompute(module: Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`function(*inputs)`, keeping `inputs` and the state of the first one's generator alone.
+
+    Backward runs it again (Chen et al., arXiv 1604.06174) with the same random numbers, and leaves the generator and
+    `module`'s buffers, such as a batch norm's running statistics, as it found them.
+    """
+    generator = generator_of(inputs[0])
+
+    def run(state: Tensor, *inputs: Tensor) -> Tensor:
+        # Among the inputs, the state is kept where a ledger sees it; `preserve_rng_state` hides it in a closure.
+        generator.set_state(state)
+        return function(*inputs)
+
+    with labelled("layer"):
+        out: Tensor = checkpoint(
+            run,
+            generator.get_state(),
+            *inputs,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda: (nullcontext(), _Undone(module, generator)),
+        )
+    return out
+
+
+class _Undone:
+    """A context that undoes what happens inside to the generator and to the module's buffers; may be entered again."""
+
+    def __init__(self, module: Module, generator: torch.Generator) -> None:
+        self._module, self._generator = module, generator
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+        self._state = generator.get_state()
+
+    def __enter__(self) -> None:
+        self._state = self._generator.get_state()
+        self._buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._generator.set_state(self._state)
+        with torch.no_grad():
+            for buffer, before in self._buffers:
+                buffer.copy_(before)
+        self._buffers = []
