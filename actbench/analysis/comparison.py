@@ -20,8 +20,9 @@ from actbench.runs.job import identity, machine
 from actbench.scheme import Scheme
 from actbench.training import recipe_for
 
-KINDS: Final = ("linear", "batch_norm", "relu", "dropout", "metadata", "other")
-"""Kept bytes are of linear and batch-norm inputs, ReLUs, dropouts, blocks' minimum and scale, or the rest."""
+KINDS: Final = ("layer", "linear", "batch_norm", "relu", "dropout", "metadata", "other")
+"""Kept bytes are of inputs of recomputed layers, linear and batch-norm inputs, ReLUs, dropouts, blocks' minimum and
+scale, or the rest."""
 PEAKS: Final = {
     "allocated": "peak_allocated_bytes",
     "reserved": "peak_reserved_bytes",
@@ -137,6 +138,12 @@ class ComparedRow:
         """The scheme's text, with the machine's label where there are several."""
         return f"{self.summary.scheme} [{self.machine.label}]" if self.machine.label else self.summary.scheme
 
+    @property
+    def kept_bytes(self) -> float | None:
+        """Activation bytes on the device and in host memory together."""
+        saved_bytes = self.summary.saved_bytes
+        return None if saved_bytes is None else saved_bytes + (self.summary.host_bytes or 0)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -240,9 +247,9 @@ def resolve_reference(text: str | None, located: Sequence[Located]) -> str:
 
 
 def pareto_front(rows: Iterable[ComparedRow]) -> list[ComparedRow]:
-    """The rows that no other beats in both score and activation bytes, fewest bytes first."""
+    """The rows that no other beats in both score and activation bytes, on device and host, fewest bytes first."""
     points = [row for row in rows if row.summary.score_mean is not None and row.summary.saved_bytes is not None]
-    points.sort(key=lambda row: (row.summary.saved_bytes or 0, -(row.summary.score_mean or 0)))
+    points.sort(key=lambda row: (row.kept_bytes or 0, -(row.summary.score_mean or 0)))
     front: list[ComparedRow] = []
     for row in points:
         if not front or (row.summary.score_mean or 0) > (front[-1].summary.score_mean or 0):
@@ -464,7 +471,12 @@ def paper_figures(record: Record) -> PaperFigures | None:
     if record["dataset"].partition("@")[0] not in _PAPER_GRAPHS or shape != ("sage", 3, 128, True):
         return None
     rows: int | None = None
-    if scheme.get("bits") is not None:
+    if scheme.get("overrides"):
+        return None
+    if scheme.get("bits") is None:
+        if scheme["name"] != "fp32":
+            return None
+    else:
         block = str(scheme.get("block", ""))
         usual = (scheme.get("bits"), scheme.get("projection"), scheme.get("dropout", "bit")) == (2, 8, "bit")
         if not usual or not (block.endswith("r") and block[:-1].isdigit()):
@@ -533,6 +545,7 @@ _CHECKS: Final[dict[str, Callable[[Any], bool]]] = {
     "graph": _or_none(lambda value: isinstance(value, dict)),
     "metrics": _or_none(_are_metrics),
     "saved_bytes": _or_none(_is_count),
+    "host_saved_bytes": _or_none(_is_count),
     **dict.fromkeys(PEAKS.values(), _or_none(_is_count)),
     "reasons": lambda value: isinstance(value, dict),
     "started": _is_text,

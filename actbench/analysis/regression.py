@@ -323,6 +323,7 @@ def _computation_of(record: Record) -> dict[str, Any]:
     graph, metrics = record.get("graph"), record.get("metrics")
     told = {name: graph.get(name) if isinstance(graph, dict) else None for name in ("nodes", "edges", "features")}
     told |= {name: record["scheme"].get(name) for name in ("bits", "block", "projection", "levels", "dropout")}
+    told["overrides"] = record["scheme"].get("overrides")
     return told | {"metric": metrics.get("name") if isinstance(metrics, dict) else None}
 
 

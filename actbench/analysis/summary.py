@@ -19,6 +19,7 @@ class Row:
 
     Scores are in the metric's own unit, [0, 1]; `score_std` is the sample standard deviation over seeds, None for
     fewer than two. `epochs_per_second` is 1 / median of all epochs after warm-up. Ratios are to the reference scheme.
+    `host_bytes` are those that a GPU's activations take in host memory.
     """
 
     scheme: str
@@ -31,6 +32,7 @@ class Row:
     peak_ratio: float | None
     epochs_per_second: float | None
     speed_ratio: float | None
+    host_bytes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def _row(scheme: str, records: list[dict[str, Any]], figures: _Figures, referenc
         peak_ratio=ratio(figures.peak_bytes, reference.peak_bytes),
         epochs_per_second=figures.epochs_per_second,
         speed_ratio=ratio(figures.epochs_per_second, reference.epochs_per_second),
+        host_bytes=median_of_known(r.get("host_saved_bytes") for r in records),
     )
 
 

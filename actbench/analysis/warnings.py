@@ -33,6 +33,7 @@ def find_cautions(comparison: Comparison) -> list[Caution]:
     """Every warning about `comparison`, the gravest first."""
     return [
         *_about_machines(comparison),
+        *_about_host(comparison),
         *_about_seeds(comparison),
         *_about_differences(comparison),
         *_about_ends(comparison),
@@ -64,6 +65,12 @@ def _about_machines(comparison: Comparison) -> Iterator[Caution]:
         yield Caution("no_reference", _labels(missing), {"reference": comparison.reference})
 
 
+def _about_host(comparison: Comparison) -> Iterator[Caution]:
+    for row in comparison.rows:
+        if row.summary.host_bytes:
+            yield Caution("host", (row.label,), {"mebibytes": f"{row.summary.host_bytes / 2**20:,.1f}"})
+
+
 def _about_seeds(comparison: Comparison) -> Iterator[Caution]:
     single = [row for row in comparison.rows if len(row.scores) == 1]
     if single:
@@ -79,7 +86,7 @@ def _about_seeds(comparison: Comparison) -> Iterator[Caution]:
 
 
 def _about_differences(comparison: Comparison) -> Iterator[Caution]:
-    overlapping = [row for row in comparison.candidates if row.difference and not is_distinct(row)]
+    overlapping = [row for row in comparison.candidates if is_overlapping(row)]
     if overlapping:
         yield Caution("overlap", _labels(overlapping), {"reference": comparison.reference})
 
@@ -87,6 +94,16 @@ def _about_differences(comparison: Comparison) -> Iterator[Caution]:
 def is_distinct(row: ComparedRow) -> bool:
     """Whether the interval of the score's difference leaves out zero."""
     return row.difference is not None and not row.difference.low <= 0 <= row.difference.high
+
+
+def is_equal(row: ComparedRow) -> bool:
+    """Whether every seed scored as it did under the reference, to the bit."""
+    return row.difference is not None and row.difference.low == 0 == row.difference.high
+
+
+def is_overlapping(row: ComparedRow) -> bool:
+    """Whether the interval of the score's difference holds zero and more than that."""
+    return row.difference is not None and not is_distinct(row) and not is_equal(row)
 
 
 def _about_ends(comparison: Comparison) -> Iterator[Caution]:

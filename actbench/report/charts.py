@@ -29,6 +29,7 @@ _COLOURS: Final = (_BLUE, _VERMILLION, _GREEN, _PURPLE, _ORANGE, _SKY)
 _MARKERS: Final = ("s", "^", "D", "v", "P", "X", "<", ">")
 _LINES: Final = ((0, (6, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)), (0, (4, 1.5, 1.5, 1.5, 1.5, 1.5)), (0, (10, 3)))
 _KIND_STYLES: Final = {
+    "layer": (_PURPLE, "---"),
     "linear": (_BLUE, ""),
     "batch_norm": (_ORANGE, "///"),
     "relu": (_GREEN, "..."),
@@ -203,7 +204,7 @@ def _draw_pareto(comparison: Comparison, language: Language) -> Figure | None:
     points = [
         (row, style, row.summary.saved_bytes / MEBIBYTE, 100 * row.summary.score_mean)
         for row, style in _styles(comparison)
-        if row.summary.saved_bytes and row.summary.score_mean is not None
+        if row.summary.saved_bytes and not row.summary.host_bytes and row.summary.score_mean is not None
     ]
     if len(points) < 2:
         return None

@@ -86,6 +86,15 @@ def columns(comparison: Comparison) -> list[Column]:
             lambda r: r.summary.saved_ratio,
         ),
     ]
+    if any(row.summary.host_bytes for row in comparison.rows):
+        found.append(
+            Column(
+                "host",
+                Sentence("column.host"),
+                lambda r: mebibytes_text(r.summary.host_bytes),
+                lambda r: r.summary.host_bytes,
+            )
+        )
     main = comparison.peaks[:1]
     found += [column for kind in main for column in _peak_columns(kind, reference)]
     found += [
@@ -418,7 +427,7 @@ CSV_FIELDS: Final = (
     "dataset", "synthetic", "model", "device", "device_name", "machine", "scheme", "reference", "metric",
     "runs_ok", "runs_oom", "runs_killed", "runs_error", "score_mean", "score_std",
     "difference_mean", "difference_low", "difference_high", "difference_pairs", "difference_confidence",
-    "saved_bytes", "saved_ratio",
+    "saved_bytes", "saved_ratio", "host_bytes",
     *(f"{field}{suffix}" for field in PEAKS.values() for suffix in ("", "_ratio")),
     "epochs_per_second", "epochs_per_second_p10", "epochs_per_second_p90", "speed_ratio", "timed_epochs",
     "gradient_noise", "paper_activation_mebibytes", "paper_activation_mark", "paper_activation_ratio",
@@ -463,6 +472,7 @@ def _flat(comparison: Comparison, row: ComparedRow) -> dict[str, Any]:
         "score_std": summary.score_std,
         "saved_bytes": summary.saved_bytes,
         "saved_ratio": summary.saved_ratio,
+        "host_bytes": summary.host_bytes,
         "epochs_per_second": summary.epochs_per_second,
         "epochs_per_second_p10": row.epochs_per_second_low,
         "epochs_per_second_p90": row.epochs_per_second_high,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from actbench.analysis.comparison import ComparedRow, Comparison, Peak, pareto_front
-from actbench.analysis.warnings import FEW_EPOCHS, Caution, is_distinct
+from actbench.analysis.warnings import FEW_EPOCHS, Caution, is_distinct, is_equal, is_overlapping
 from actbench.graphs.catalogue import find
 from actbench.report.phrases import (
     TEXTS,
@@ -17,6 +17,7 @@ from actbench.report.phrases import (
     points_text,
     score_text,
 )
+from actbench.scheme import UNQUANTIZED
 from actbench.training import recipe_for
 
 
@@ -168,11 +169,13 @@ def _whole(row: ComparedRow) -> Peak:
 
 
 def _compressed(comparison: Comparison) -> list[ComparedRow]:
-    return [r for r in comparison.candidates if r.summary.saved_ratio is not None and r.summary.saved_ratio < 1]
+    """The schemes that keep less than the reference, not those that keep it elsewhere."""
+    rows = [row for row in comparison.candidates if not row.summary.host_bytes]
+    return [r for r in rows if r.summary.saved_ratio is not None and r.summary.saved_ratio < 1]
 
 
 def _best(comparison: Comparison) -> ComparedRow | None:
-    """The compressed scheme whose score lost least, over paired seeds; where none can tell, the smallest."""
+    """The scheme that keeps less whose score lost least, over paired seeds; where none can tell, the smallest."""
     return max(
         _compressed(comparison),
         key=lambda r: (
@@ -310,8 +313,7 @@ def _saved(comparison: Comparison) -> Iterator[Sentence]:
     if len(_spoken_of(comparison)) < len(comparison.candidates):
         yield Sentence("saved.further", {"total": str(len(comparison.candidates))})
     for row in _spoken_of(comparison):
-        if row.scheme.get("bits") is not None and "block" in row.scheme:
-            yield _description(row)
+        yield from _descriptions(row)
     for row in _spoken_of(comparison):
         if row.summary.saved_ratio is not None:
             whole = _whole(row).ratio is not None
@@ -319,6 +321,9 @@ def _saved(comparison: Comparison) -> Iterator[Sentence]:
         elif row.summary.saved_bytes is not None:
             known = _own_peak(row) is not None
             yield Sentence("saved.alone.both" if known else "saved.alone", _alone(comparison, row))
+        if row.summary.host_bytes:
+            host = {"value": mebibytes_text(row.summary.host_bytes)}
+            yield Sentence("saved.host", _common(comparison, row) | host)
     best = _best(comparison)
     if best and best.kinds:
         total = sum(best.kinds.values())
@@ -329,6 +334,18 @@ def _saved(comparison: Comparison) -> Iterator[Sentence]:
             "value": mebibytes_text(total),
         }
         yield Sentence("saved.kind", _common(comparison, best) | named)
+
+
+def _descriptions(row: ComparedRow) -> Iterator[Sentence]:
+    """What the row's scheme does."""
+    scheme = row.scheme
+    if scheme.get("bits") is not None and "block" in scheme:
+        yield _description(row)
+    elif scheme.get("bits") is None and scheme["name"] in UNQUANTIZED and scheme["name"] != "fp32":
+        yield Sentence(f"scheme.{scheme['name']}", {"scheme": row.label})
+    _, *calls = str(scheme["name"]).split("/")
+    if calls:
+        yield Sentence("scheme.calls", {"scheme": row.label, "calls": "; ".join(calls)})
 
 
 def _description(row: ComparedRow) -> Sentence:
@@ -354,8 +371,7 @@ def _costs(comparison: Comparison) -> Iterator[Sentence]:
     for row in _spoken_of(comparison):
         beside = comparison.reference_of(row)
         if beside and row.summary.score_mean is not None and beside.summary.score_mean is not None:
-            key = "single" if row.difference is None else "distinct" if is_distinct(row) else "overlap"
-            yield Sentence(f"costs.{key}", _score(comparison, row))
+            yield Sentence(f"costs.{_certainty(row)}", _score(comparison, row))
         elif row.summary.score_mean is not None:
             one = len(row.scores) == 1
             yield Sentence(
@@ -369,13 +385,19 @@ def _costs(comparison: Comparison) -> Iterator[Sentence]:
         yield Sentence("costs.generated", {"dataset": comparison.dataset})
 
 
+def _certainty(row: ComparedRow) -> str:
+    if row.difference is None:
+        return "single"
+    return "equal" if is_equal(row) else "distinct" if is_distinct(row) else "overlap"
+
+
 def _unknown(comparison: Comparison) -> Iterator[Sentence]:
     if comparison.synthetic:
         yield Sentence("unknown.generated", {"dataset": comparison.dataset})
     single = [row.label for row in comparison.rows if len(row.scores) == 1]
     if single:
         yield Sentence("unknown.seeds", {"schemes": ", ".join(single)})
-    overlapping = [row.label for row in comparison.candidates if row.difference and not is_distinct(row)]
+    overlapping = [row.label for row in comparison.candidates if is_overlapping(row)]
     if overlapping:
         yield Sentence("unknown.overlap", {"schemes": ", ".join(overlapping), "reference": comparison.reference})
     for row in comparison.rows:
@@ -405,9 +427,9 @@ def _prototype(comparison: Comparison) -> Iterator[Sentence]:
     best = _best(comparison)
     if best:
         yield Sentence("rollout.prototype", _memory(comparison, best))
-        if best.difference:
+        if best.difference and not is_equal(best):
             yield Sentence("rollout.prototype.score", _score(comparison, best))
-        else:
+        elif best.difference is None:
             yield Sentence("rollout.prototype.unscored", _common(comparison, best))
 
 
@@ -437,7 +459,8 @@ def _meeting(comparison: Comparison) -> Iterator[Sentence]:
     whole = _whole(best).ratio is not None
     yield Sentence("meeting.memory" if whole else "meeting.memory.activation", _memory(comparison, best))
     if best.difference:
-        yield Sentence("meeting.loss" if is_distinct(best) else "meeting.noise", _score(comparison, best))
+        key = {"equal": "equal", "distinct": "loss", "overlap": "noise"}[_certainty(best)]
+        yield Sentence(f"meeting.{key}", _score(comparison, best))
     elif best.summary.score_mean is not None:
         yield Sentence("meeting.single", _score(comparison, best))
     if _is_timed(comparison, best):

@@ -116,6 +116,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "peak.reserved": ("reserved by the allocator", "アロケータの確保"),
     "peak.nvml": ("whole process, NVML", "プロセス全体、NVML"),
     "peak.resident": ("resident memory of the process", "プロセスの常駐メモリ"),
+    "kind.layer": ("inputs of recomputed layers", "再計算する層の入力"),
     "kind.linear": ("linear inputs", "線形層の入力"),
     "kind.batch_norm": ("batch-norm inputs", "バッチ正規化の入力"),
     "kind.relu": ("ReLU", "ReLU"),
@@ -131,6 +132,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "column.activation": ("activation MiB", "活性化マップ MiB"),
     "column.ratio": ("of {reference}", "対{reference}"),
+    "column.host": ("in host memory MiB", "ホストメモリ上 MiB"),
     "column.allocated": ("peak allocated MiB", "ピーク（割り当て）MiB"),
     "column.reserved": ("peak reserved MiB", "ピーク（確保）MiB"),
     "column.nvml": ("peak NVML MiB", "ピーク（NVML）MiB"),
@@ -273,6 +275,12 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "異なる環境の記録が1つの表に入っています：{machines}。比と差は同じ環境の基準に対するものです。"
         "文字の違う行どうしで時間やメモリを比べないでください。",
     ),
+    "caution.host": (
+        "{schemes}: {mebibytes} MiB of activations lie in host memory beside those in the column, and it is not in the "
+        "chart of memory against score. Look at the time and at the host's memory.",
+        "{schemes}：活性化マップの欄のほかに{mebibytes} MiBがホストメモリにあり、メモリとスコアのグラフには"
+        "載りません。時間とホストのメモリも確認してください。",
+    ),
     "caution.no_reference": (
         "{schemes}: no run of {reference} on the same machine to compare with. Measure it with --scheme {reference}.",
         "{schemes}：同じ環境で測った基準{reference}がなく、比較できません。--scheme {reference} で測定してください。",
@@ -355,18 +363,38 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "{device}での{dataset}の学習は、{reference}ではメモリ不足で終わり、{scheme}では{runs}件完了しました。",
     ),
     "summary.score": (
-        "Of the compressed schemes {scheme} scores best: {value}%, {difference} points from {reference} "
+        "Of the schemes that keep less {scheme} scores best: {value}%, {difference} points from {reference} "
         "[{low}, {high}; {confidence}% interval, {pairs} seeds].",
-        "圧縮方式のうちスコアが最も高いのは{scheme}で{value}%、{reference}との差は{difference}ポイントです"
+        "保持量を減らす方式のうちスコアが最も高いのは{scheme}で{value}%、{reference}との差は{difference}ポイントです"
         "（{confidence}%信頼区間 {low}〜{high}、{pairs}シード）。",
     ),
     "summary.time": (
-        "The fastest compressed scheme is {scheme}: an epoch takes {factor} times {reference}'s.",
-        "圧縮方式のうち最も速いのは{scheme}で、1エポックの時間は{reference}の{factor}倍です。",
+        "Of the schemes that keep less {scheme} is the fastest: an epoch takes {factor} times {reference}'s.",
+        "保持量を減らす方式のうち最も速いのは{scheme}で、1エポックの時間は{reference}の{factor}倍です。",
     ),
     "scheme.about": (
         "{scheme}: {bits}-bit quantization with stochastic rounding, {block}, {levels}{projection}.",
         "{scheme}：{block}量子化（{bits}ビット、確率的丸め、{levels}）{projection}。",
+    ),
+    "scheme.bf16": (
+        "{scheme}: forward and loss run under autocast in bfloat16, so activations are kept in half the bytes wherever "
+        "torch computes in bfloat16; parameters, optimizer, sparse products and evaluation stay FP32.",
+        "{scheme}：順伝播と損失をautocastによりbfloat16で計算し、その部分の活性化マップを半分のバイト数で保持します。"
+        "パラメータ、オプティマイザ、疎行列積、評価はFP32のままです。",
+    ),
+    "scheme.checkpoint": (
+        "{scheme}: only the input of each layer is kept, and the layer is computed again in backward; the gradient is "
+        "FP32's.",
+        "{scheme}：各層の入力だけを保持し、逆伝播のときに層を計算し直します。勾配はFP32と同じです。",
+    ),
+    "scheme.offload": (
+        "{scheme}: what FP32 keeps is copied to host memory during forward and back in backward; the gradient is "
+        "FP32's.",
+        "{scheme}：FP32が保持するものを順伝播中にホストメモリへ移し、逆伝播で戻します。勾配はFP32と同じです。",
+    ),
+    "scheme.calls": (
+        "In {scheme} single calls of a forward pass are kept otherwise, each counted among its like: {calls}.",
+        "{scheme}では、順伝播の特定の呼び出し（同じ演算のうち何回目か）だけ設定を変えています：{calls}。",
     ),
     "block.row": ("a block for every row", "行ごとの"),
     "block.rows": ("block-wise with up to {rows} rows to a block", "最大{rows}行を1ブロックとするブロック単位"),
@@ -412,6 +440,11 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "{scheme}：逆伝播のために保持する活性化マップは{value} MiB、学習時のピークメモリ全体（{kind}）は{peak} MiB"
         "です。比べるべき{reference}の値はありません。",
     ),
+    "saved.host": (
+        "{scheme}: {value} MiB of activations lie in host memory instead, and cross to the device and back in every "
+        "step.",
+        "{scheme}：代わりに{value} MiBの活性化マップがホストメモリにあり、ステップごとにデバイスとの間を往復します。",
+    ),
     "saved.share": (
         "Under {reference} the activations amount to {share} of the whole peak ({kind}), and the whole peak is what "
         "must fit into the machine.",
@@ -435,6 +468,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "paired seeds]; that cannot be told from no difference.",
         "{scheme}：{metric}は{base}%に対して{value}%、差は{difference}ポイント（{confidence}%信頼区間 {low}〜{high}、"
         "同じシード{pairs}組）で、差がないこととは区別できません。",
+    ),
+    "costs.equal": (
+        "{scheme}: {metric} {value}%, the same as {reference}'s with each of {pairs} seeds.",
+        "{scheme}：{metric}は{value}%で、{pairs}シードのいずれでも{reference}と同じ値です。",
     ),
     "costs.single": (
         "{scheme}: {metric} {value}% against {base}% in the runs there are, too few seeds to call it a result.",
@@ -559,6 +596,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "{high}.”",
         "「{metric}には、{pairs}シードではばらつきと区別できる差がありません（{difference}ポイント、{low}〜{high}）"
         "。」",
+    ),
+    "meeting.equal": (
+        "“{metric} is the same as under {reference}, seed by seed ({pairs} seeds).”",
+        "「{metric}は{pairs}シードのいずれでも{reference}と同じです。」",
     ),
     "meeting.single": (
         "“Of the {metric} we cannot speak yet: the seeds are too few.”",

@@ -36,9 +36,10 @@ def ledger_table(record: dict[str, Any]) -> RenderableType:
     for name, field in (
         ("all of forward, measured", "saved_bytes"),
         ("all of forward, predicted", "predicted_saved_bytes"),
+        ("in host memory", "host_saved_bytes"),
         ("the loss beyond that", "loss_saved_bytes"),
     ):
-        if record[field] is not None:
+        if record.get(field) is not None:
             grid.add_row(name, "", "", "", f"{record[field]:,}", style="bold" if field == "saved_bytes" else None)
     title = f"Kept for backward · {record['dataset']} · {record['model']} · {record['scheme']['name']}"
     return Group(Text(title, style="bold"), grid)
@@ -94,6 +95,11 @@ def _notes(table: Table) -> list[str]:
     notes = [
         "Activations: bytes kept for backward after the model's forward pass, without parameters and graph data.",
         f"Whole peak: {whole}, after warm-up. Score: at the best validation epoch.",
+    ]
+    notes += [
+        f"{row.scheme}: {mebibytes_text(row.host_bytes)} MiB of activations lie in host memory beside those above."
+        for row in table.rows
+        if row.host_bytes
     ]
     if table.seeds == 1:
         notes.append("One seed is not a result: --seeds 10 gives means with their spread.")
