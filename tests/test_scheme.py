@@ -1,3 +1,4 @@
+from random import Random
 from typing import Any
 
 import pytest
@@ -5,22 +6,74 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actbench.errors import SchemeError
-from actbench.scheme import BITS, LEVELS, NAMED, Block, Scheme
+from actbench.scheme import BITS, LEVELS, NAMED, OPERATIONS, PROJECTED, UNQUANTIZED, UNTOUCHED, Block, Override, Scheme
 
 blocks = st.builds(Block, st.integers(1, 2**20), st.booleans())
+calls: dict[str, Any] = {"operation": st.sampled_from(OPERATIONS), "call": st.integers(1, 2**20)}
+given_values: dict[str, Any] = {
+    "bits": st.none() | st.sampled_from(BITS),
+    "block": st.none() | blocks,
+    "levels": st.none() | st.sampled_from(LEVELS),
+}
+projected: dict[str, Any] = calls | given_values | {"operation": st.sampled_from(PROJECTED)}
+overrides = st.one_of(
+    st.builds(Override, **calls, **given_values),
+    st.builds(Override, **projected, projection=st.none() | st.integers(1, 2**20)),
+    st.builds(Override, **calls, bits=st.just(UNTOUCHED)),
+)
 schemes = st.builds(
     Scheme,
-    name=st.sampled_from([name for name in NAMED if name != "fp32"]),
+    name=st.sampled_from([name for name in NAMED if name not in UNQUANTIZED]),
     bits=st.sampled_from(BITS),
     block=blocks,
     projection=st.integers(1, 2**20),
     levels=st.sampled_from(LEVELS),
+    overrides=st.lists(overrides, max_size=4, unique_by=lambda each: each.place).map(tuple),
 )
 
 
 @given(schemes)
 def test_text_form_reads_back(scheme: Scheme) -> None:
     assert Scheme.parse(str(scheme)) == scheme
+
+
+@given(schemes, st.randoms())
+def test_equal_overrides_have_one_text_whatever_their_order(scheme: Scheme, random: Random) -> None:
+    whole, *parts = str(scheme).split("/")
+    random.shuffle(parts)
+    assert str(Scheme.parse("/".join((whole, *parts)))) == str(scheme)
+
+
+@given(schemes)
+def test_a_call_sees_its_override_and_others_the_scheme(scheme: Scheme) -> None:
+    given_places = {(each.operation, each.call): each.given() for each in scheme.overrides}
+    for place, values in given_places.items():
+        at = scheme.for_call(*place)
+        if values == {"bits": UNTOUCHED}:
+            assert at == Scheme("fp32")
+        else:
+            expected = {name: getattr(scheme, name) for name in ("bits", "block", "projection", "levels")} | values
+            assert {name: getattr(at, name) for name in expected} == expected
+            assert at.dropout == scheme.dropout
+    assert ("linear", 2**20 + 1) not in given_places
+    assert scheme.for_call("linear", 2**20 + 1) == scheme
+
+
+def test_a_record_holds_the_overrides_and_is_otherwise_what_it_was() -> None:
+    assert Scheme.parse("exact").as_record() == {
+        "name": "exact", "bits": 2, "block": "1r", "projection": 8, "levels": "uniform", "dropout": "bit",
+    }  # fmt: skip
+    assert Scheme.parse("fp32").as_record() == {"name": "fp32", "bits": None}
+    record = Scheme.parse("int4/linear12:block=64r,projection=2/batch_norm1:bits=32").as_record()
+    assert record["name"] == "int4/batch_norm1:bits=32/linear12:block=64r,projection=2"
+    assert record["overrides"] == [
+        {"operation": "batch_norm", "call": 1, "bits": 32},
+        {"operation": "linear", "call": 12, "block": "64r", "projection": 2},
+    ]
+
+
+def test_an_override_that_changes_nothing_leaves_no_trace() -> None:
+    assert str(Scheme.parse("exact/linear1:bits=2,projection=4/linear2:bits=2")) == "exact/linear1:projection=4"
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -54,6 +107,24 @@ def test_options_that_change_nothing_leave_no_trace() -> None:
         ("exact:bits", "'bits'"),
         ("exact:", "''"),
         ("exact:bits=2,bits=4", "twice"),
+        ("exact:bits=32", "bits is one of 1, 2, 4, 8"),
+        ("bf16:bits=8", "write 'bf16'"),
+        ("offload/linear1:bits=8", "write 'offload'"),
+        ("int16", "did you mean 'int8'"),
+        ("exact/", "names no call"),
+        ("exact/:bits=2", "names no call"),
+        ("exact/linear:bits=2", "'linear:bits=2'"),
+        ("exact/linear1", "''"),
+        ("exact/linear0:bits=4", "linear0 is no call"),
+        ("exact/linear" + "9" * 5000 + ":bits=4", "linear999"),
+        ("exact/linaer1:bits=4", "did you mean 'linear'"),
+        ("exact/relu1:bits=4", "no call of 'relu'"),
+        ("exact/linear1:bits=3", "bits is one of 1, 2, 4, 8"),
+        ("exact/linear1:dropout=seed", "'dropout=seed'"),
+        ("exact/linear1:bits=32,block=4", "give it nothing else"),
+        ("exact/batch_norm2:projection=2", "batch_norm2 is never projected"),
+        ("exact/linear1:bits=4/linear1:bits=8", "linear1 is overridden twice"),
+        ("exact/linear1:levels=vm", "levels is one of uniform, clipped-normal"),
     ],
 )
 def test_wrong_text_is_one_sentence(text: str, says: str) -> None:
@@ -100,6 +171,8 @@ def test_blocks_of_rows_follow_the_authors_cap(rows: int, width: int, length: in
         {"name": "exact", "bits": 3},
         {"name": "exact"},
         {"name": "fp32", "bits": 2},
+        {"name": "checkpoint", "bits": 2},
+        {"name": "offload", "overrides": (Override("linear", 1, bits=4),)},
         {"name": "exact", "bits": 2, "projection": 0},
         {"name": "exact", "bits": 2, "levels": "vm"},
         {"name": "exact", "bits": 2, "dropout": "none"},

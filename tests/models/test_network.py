@@ -93,6 +93,11 @@ def test_measured_at_arxivs_size(scheme: str) -> None:
         "blockwise:bits=1,block=7,projection=3",
         "exact:bits=8,projection=1",
         "blockwise:dropout=seed",
+        "int8",
+        "int4/linear1:bits=32/linear2:bits=2,projection=3/batch_norm1:block=4r",
+        "exact/batch_norm1:bits=32/linear3:bits=32/linear4:bits=32",
+        "bf16",
+        "checkpoint",
     ],
 )
 def test_measured_equals_predicted(model: Model, layers: int, dropout: float, batch_norm: bool, scheme: str) -> None:

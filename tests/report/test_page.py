@@ -15,7 +15,7 @@ from tests.runs.example import ENVIRONMENT, example_record
 
 LANGUAGES: tuple[Language, ...] = ("en", "ja")
 # Words of the texts that hold a digit; everything else must come through a gap.
-FIXED = ("1エポック", "1ブロック", "1要素1バイト", "1/", "1つ", "1割", "FP32", "F1")
+FIXED = ("1エポック", "1ブロック", "1要素1バイト", "1/", "1つ", "1割", "FP32", "bfloat16", "F1")
 
 
 def spoken(sections: list[Section], language: Language) -> dict[str, str]:
