@@ -159,6 +159,11 @@ def test_the_papers_figures_stand_with_their_marks() -> None:
         papers_record("blockwise:block=256"),
         papers_record("blockwise:projection=4"),
         papers_record("blockwise:dropout=seed"),
+        papers_record("exact/linear1:bits=32"),
+        papers_record("int8"),
+        papers_record("bf16"),
+        papers_record("checkpoint"),
+        papers_record("offload"),
     ],
 )
 def test_what_the_papers_did_not_measure_has_no_figure_of_theirs(record: dict[str, Any]) -> None:

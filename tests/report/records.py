@@ -58,6 +58,18 @@ def _ledger(scheme: str, saved: int) -> list[dict[str, Any]]:
     return [*entries, {"operation": "linear", "call": 2, "shape": [9], "dtype": dtype, "saved_bytes": rest}]
 
 
+def alternatives() -> list[dict[str, Any]]:
+    """FP32 on a GPU and what a user would pick instead, offload with bytes in host memory; scores as FP32's."""
+    records = measured(environment=CARD)[:3]
+    for name, ratio, host in (("bf16", 0.5, None), ("checkpoint", 0.2, None), ("offload", 0, 300 * MEBIBYTE)):
+        for record in records[:3]:
+            scheme = {"name": name, "bits": None}
+            saved = int(ratio * record["saved_bytes"])
+            extra = {"host_saved_bytes": host} if host else {}
+            records.append(record | {"scheme": scheme, "saved_bytes": saved, "ledger": []} | extra)
+    return records
+
+
 def compared(records: list[dict[str, Any]], reference: str = "fp32", across_machines: bool = False) -> list[Comparison]:
     """Their comparisons, each record on a line of its own in runs.jsonl."""
     located = [Located(record, Source("runs.jsonl", line)) for line, record in enumerate(records, start=1)]

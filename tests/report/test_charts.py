@@ -8,7 +8,7 @@ import pytest
 from actbench.report import charts
 from actbench.report.charts import Chart, chart_language, draw_charts, japanese_font, write_charts
 from actbench.report.phrases import word
-from tests.report.records import HOSTILE, compared, measured
+from tests.report.records import HOSTILE, alternatives, compared, measured
 from tests.report.test_formats import hostile
 from tests.report.test_page import LANGUAGES
 
@@ -33,6 +33,17 @@ def test_there_are_four_charts_and_their_text_is_text(drawn: list[Chart]) -> Non
     assert all(kind in found for kind in ("linear inputs", "batch-norm inputs", "ReLU", "blocks' minimum and scale"))
     # What is thirty times smaller has a scale of its own.
     assert "enlarged" in found
+
+
+def test_what_lies_in_host_memory_has_no_place_on_an_axis_of_device_memory() -> None:
+    (comparison,) = compared(alternatives())
+    pareto, *_ = draw_charts(comparison, "en")
+    assert "checkpoint" in texts(pareto.as_svg())
+    assert "offload" not in texts(pareto.as_svg())
+    record = alternatives()[0] | {"scheme": {"name": "checkpoint", "bits": None}}
+    record["ledger"] = [{"operation": "layer", "call": 2, "shape": [9], "dtype": "float32", "saved_bytes": 2**20}]
+    _, bytes_, *_ = draw_charts(compared([*alternatives()[:1], record])[0], "en")
+    assert "inputs of recomputed layers" in texts(bytes_.as_svg())
 
 
 def test_png_is_large_enough_to_print(drawn: list[Chart]) -> None:

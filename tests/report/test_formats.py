@@ -16,7 +16,7 @@ from rich.console import Console
 from actbench.analysis.comparison import Comparison
 from actbench.report import formats
 from actbench.report.phrases import Language
-from tests.report.records import CARD, HOSTILE, compared, measured
+from tests.report.records import CARD, HOSTILE, MEBIBYTE, alternatives, compared, measured
 from tests.report.test_page import LANGUAGES
 from tests.runs.example import ENVIRONMENT
 
@@ -47,6 +47,21 @@ def test_the_table_is_complete_at_any_width(language: Language, width: int) -> N
     assert "runs.jsonl:4,5,6" in text
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_bytes_in_host_memory_are_never_hidden(language: Language) -> None:
+    comparisons = compared(alternatives())
+    assert "300.0 MiB" in drawn(comparisons, language, 300)
+    assert "300.0 MiB" in formats.report_markdown(comparisons, language)
+    assert "300.0" in formats.report_latex(comparisons, language)
+    assert formats.report_html(comparisons, language).count("300.0 MiB") == 2
+    lines = list(csv.DictReader(io.StringIO(formats.report_csv(comparisons))))
+    held = {line["scheme"]: (line["saved_bytes"], line["host_bytes"]) for line in lines}
+    assert held["offload"] == ("0", str(300 * MEBIBYTE))
+    assert held["checkpoint"][1] == ""
+    rows = json.loads(formats.report_json(comparisons, language))["comparisons"][0]["rows"]
+    assert [row["host_bytes"] for row in rows] == [None, None, None, 300 * MEBIBYTE]
+
+
 def test_figures_that_were_not_measured_have_no_column() -> None:
     def keys(comparisons: list[Comparison]) -> list[str]:
         return [column.key for column in formats.columns(comparisons[0])]
@@ -58,6 +73,7 @@ def test_figures_that_were_not_measured_have_no_column() -> None:
     assert keys(compared(measured(1))) == [key for key in cpu if key != "difference"]
     assert keys(papers()) == [*cpu, *paper]
     gpu = keys(compared(measured(environment=CARD, gradient_noise=0.1)))
+    assert [key for key in keys(compared(alternatives())) if key not in gpu] == ["host"]
     assert [key for key in gpu if key not in cpu] == [
         "allocated", "allocated_ratio", "reserved", "reserved_ratio", "nvml", "nvml_ratio", "noise",
     ]  # fmt: skip

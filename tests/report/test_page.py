@@ -10,7 +10,7 @@ from scipy.stats import t as student
 from actbench.analysis.warnings import find_cautions
 from actbench.report.page import Section, about, build_page, caution_sentence, table_notes
 from actbench.report.phrases import TEXTS, Language, say, word
-from tests.report.records import CARD, MEBIBYTE, compared, measured
+from tests.report.records import CARD, MEBIBYTE, alternatives, compared, measured
 from tests.runs.example import ENVIRONMENT, example_record
 
 LANGUAGES: tuple[Language, ...] = ("en", "ja")
@@ -178,6 +178,40 @@ def test_gradient_noise_and_runs_that_ended_are_told(language: Language) -> None
     texts = spoken(build_page(compared(records)), language)
     assert "0.125" in texts["costs"]
     assert "oom" in texts["unknown"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_alternative_is_described_and_host_memory_is_told(language: Language) -> None:
+    texts = spoken(build_page(compared(alternatives())), language)
+    for name in ("bf16", "checkpoint", "offload"):
+        assert word(f"scheme.{name}", language).format(scheme=name) in texts["saved"]
+    assert any("offload" in line and "300.0 MiB" in line for line in texts["saved"].splitlines())
+    # Its bytes lie elsewhere: it is not the scheme that keeps least.
+    assert "offload" not in texts["summary"] + texts["meeting"] + texts["rollout"]
+    assert "checkpoint" in texts["summary"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_equal_scores_are_called_equal(language: Language) -> None:
+    (comparison,) = compared(alternatives())
+    texts = spoken(build_page([comparison]), language)
+    words = {"en": "the same as fp32's with each of 3 seeds", "ja": "3シードのいずれでもfp32と同じ値です"}
+    assert texts["costs"].count(words[language]) == 3
+    assert "overlap" not in {caution.kind for caution in find_cautions(comparison)}
+    assert "fp32" in texts["meeting"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_overrides_are_told_and_a_hostile_name_is_no_key(language: Language) -> None:
+    records = measured()[:6]
+    for record in records[3:]:
+        record["scheme"] = record["scheme"] | {"name": "exact/linear2:bits=8"}
+    text = spoken(build_page(compared(records)), language)["saved"]
+    expected = word("scheme.calls", language).format(scheme="exact/linear2:bits=8", calls="linear2:bits=8")
+    assert expected in text
+    for record in records[3:]:
+        record["scheme"] = {"name": "about", "bits": None}
+    assert spoken(build_page(compared(records)), language)["saved"]
 
 
 def test_many_schemes_make_a_short_page() -> None:

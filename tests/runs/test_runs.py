@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from actbench.errors import DeviceError
-from actbench.runs import Job, RecordFile, digest_of, plan, resolve_device, run_grid
+from actbench.runs import Job, RecordFile, digest_of, plan, require_device, resolve_device, run_grid
 from actbench.runs import execute as execute_module
 from actbench.runs.execute import execute
 from actbench.runs.job import description, identity
@@ -79,6 +79,54 @@ def test_all_schemes_of_a_seed_start_from_the_same_weights_and_masks() -> None:
     """The first epoch's loss is computed before any estimate of a gradient is used."""
     losses = {text: measure(example_job(text, epochs=1), ignore)["curve"]["loss"] for text in ("fp32", "exact")}
     assert losses["fp32"] == losses["exact"]
+
+
+def test_checkpoint_trains_and_scores_as_fp32_does_to_the_bit() -> None:
+    fp32, checkpoint = (measure(example_job(text), ignore) for text in ("fp32", "checkpoint"))
+    assert checkpoint["status"] == "ok", checkpoint["error"]
+    for field in ("curve", "metrics", "loss_saved_bytes"):
+        assert checkpoint[field] == fp32[field]
+    # 339 nodes, two inputs of width 16; a generator's state for each of three layers.
+    assert checkpoint["saved_bytes"] == checkpoint["predicted_saved_bytes"] == 2 * 339 * 16 * 4 + 3 * 5056
+    assert {entry["operation"] for entry in checkpoint["ledger"]} == {"layer"}
+
+
+def test_bf16_trains_forward_and_loss_under_autocast_and_is_scored_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, bool]] = []
+    loss, evaluate = Trainer._loss, Trainer.evaluate
+
+    def watched_loss(self: Trainer, *arguments: Any) -> torch.Tensor:
+        seen.append(("loss", torch.is_autocast_enabled("cpu")))
+        return loss(self, *arguments)
+
+    def watched_evaluate(self: Trainer) -> Any:
+        seen.append(("evaluate", torch.is_autocast_enabled("cpu")))
+        return evaluate(self)
+
+    monkeypatch.setattr(Trainer, "_loss", watched_loss)
+    monkeypatch.setattr(Trainer, "evaluate", watched_evaluate)
+    record = measure(example_job("bf16", epochs=2), ignore)
+    assert record["status"] == "ok", record["error"]
+    assert seen == [("loss", True), ("evaluate", False)] * 2
+    assert record["saved_bytes"] == record["predicted_saved_bytes"]
+    assert "bfloat16" in {entry["dtype"] for entry in record["ledger"]}
+
+
+def test_a_job_that_its_scheme_does_not_fit_is_a_record_of_why() -> None:
+    record = measure(example_job("exact/linear7:bits=4"), ignore)
+    assert record["error"]["message"].startswith("scheme 'exact/linear7:bits=4' overrides linear7, but the model calls")
+    assert record["epoch_seconds"] == []
+    record = measure(example_job("offload"), ignore)
+    assert record["error"]["type"] == "UsageError"
+    assert "in host memory already" in record["error"]["message"]
+
+
+def test_offload_wants_a_gpu() -> None:
+    schemes = [Scheme.parse("fp32"), Scheme.parse("offload")]
+    with pytest.raises(DeviceError, match="needs a GPU"):
+        require_device(schemes, "cpu")
+    require_device(schemes, "cuda")
+    require_device(schemes[:1], "cpu")
 
 
 def test_equal_jobs_have_equal_results() -> None:
