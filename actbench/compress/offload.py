@@ -20,7 +20,7 @@ _open = threading.local()
 class Offload:
     """A context that copies what autograd keeps on devices of type `source` to host memory, each storage once.
 
-    What shares storage with a tensor of `resident` stays, and so do sparse tensors. On CUDA the host memory is pinned,
+    What shares storage with a tensor of `resident` stays, and so do sparse and lazily conjugated or negated tensors. On CUDA the host memory is pinned,
     and copies in both directions go through a stream of their own. On a CPU, where they gain nothing, they are plain.
     """
 
@@ -30,18 +30,19 @@ class Offload:
         self._resident = {_storage(tensor).data_ptr() for tensor in resident if tensor.layout == torch.strided}
         # By address and version: what was changed in place since it was kept is another content.
         self._known: dict[tuple[int, int], tuple[StorageWeakRef, weakref.ref[_HostCopy]]] = {}
-        self._order: list[weakref.ref[_HostCopy]] = []
+        self._copies: weakref.WeakSet[_HostCopy] = weakref.WeakSet()
+        self._last: weakref.ref[_HostCopy] | None = None
         self._hooks: saved_tensors_hooks | None = None
 
     @property
     def host_bytes(self) -> int:
         """Bytes that lie in host memory for a backward yet to come."""
-        return sum(copy.host.numel() for reference in self._order if (copy := reference()) is not None)
+        return sum(copy.host.numel() for copy in self._copies)
 
     def __enter__(self) -> Self:
         self.found = False
         self._known = {}
-        self._order = [reference for reference in self._order if reference() is not None]
+        self._last = None
         _open.stack = [*getattr(_open, "stack", ()), self]
         self._hooks = saved_tensors_hooks(self.pack, self.unpack)
         self._hooks.__enter__()
@@ -58,7 +59,8 @@ class Offload:
         """A tensor that stays, or where its copy is and how it looks."""
         # What copies must not be mistaken for the model's own.
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            if tensor.device.type != self.source or tensor.layout != torch.strided or tensor.numel() == 0:
+            plain = tensor.layout == torch.strided and not (tensor.is_conj() or tensor.is_neg())
+            if tensor.device.type != self.source or not plain or tensor.numel() == 0:
                 return tensor.detach()
             storage = _storage(tensor)
             if storage.data_ptr() in self._resident:
@@ -69,9 +71,10 @@ class Offload:
             reference, known = self._known.get(key, (None, None))
             copy = known() if known is not None and reference is not None and not reference.expired() else None
             if copy is None:
-                copy = _HostCopy(tensor, len(self._order))
-                self._known[key] = StorageWeakRef(storage), weakref.ref(copy)
-                self._order.append(weakref.ref(copy))
+                copy = _HostCopy(tensor, self._last)
+                self._copies.add(copy)
+                self._last = weakref.ref(copy)
+                self._known[key] = StorageWeakRef(storage), self._last
             return copy, tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset()
 
     def unpack(self, packed: Any) -> Tensor:
@@ -81,7 +84,7 @@ class Offload:
         copy, dtype, size, stride, offset = packed
         with torch._C.DisableTorchFunction(), torch.no_grad():
             storage = copy.wait()
-            before = self._order[copy.number - 1]() if copy.number else None
+            before = copy.before() if copy.before else None
             if before is not None:
                 before.fetch()
             tensor = torch.empty(0, dtype=dtype, device=storage.device)
@@ -89,13 +92,14 @@ class Offload:
 
 
 class _HostCopy:
-    """A storage's bytes in host memory; those that keep it are packed tensors, and it goes with the last of them."""
+    """A storage's bytes in host memory, and the copy `before` it; it goes with the last packed tensor that has it."""
 
-    def __init__(self, tensor: Tensor, number: int) -> None:
-        self.number = number
+    def __init__(self, tensor: Tensor, before: weakref.ref[_HostCopy] | None) -> None:
+        self.before = before
         self.device = tensor.device
         self._stream = _side_stream(tensor.device)
         self._fetched: Tensor | None = None
+        self._arrived: torch.cuda.Event | None = None
         whole = _bytes(_storage(tensor), tensor.device)
         if self._stream is None:
             self.host = whole.clone()
@@ -117,14 +121,16 @@ class _HostCopy:
             # the copy out lies before it on the same stream.
             self._fetched = torch.empty(self.host.numel(), dtype=torch.uint8, device=self.device)
             self._fetched.copy_(self.host, non_blocking=True)
+            self._arrived = self._stream.record_event() if self._stream else None
 
     def wait(self) -> torch.UntypedStorage:
         """The storage on its device again, whole as soon as the current stream comes to use it."""
         self.fetch()
         assert self._fetched is not None
-        if self._stream is not None:
+        if self._arrived is not None:
             current = torch.cuda.current_stream(self.device)
-            current.wait_stream(self._stream)
+            # For this copy, not for the one that was begun after it.
+            current.wait_event(self._arrived)
             # It is the side stream's memory, which must not be given away before the current stream has read it.
             self._fetched.record_stream(current)
         return self._fetched.untyped_storage()

@@ -168,6 +168,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "whole": lambda y: y,
     "no elements": lambda y: y[:0],
     "a scalar": lambda y: y.sum(),
+    "lazily negated": lambda y: torch.complex(y, y).conj().imag,
 }
 
 
@@ -205,6 +206,21 @@ def test_a_storage_is_copied_once_and_again_after_a_change_in_place() -> None:
     expected[:, :4] += before[:, :4]
     assert torch.equal(gradient, expected)
     assert torch.equal(torch.autograd.grad(two, x)[0], y)
+
+
+def test_backwards_of_several_forwards_may_come_in_any_order() -> None:
+    x = torch.randn(40, requires_grad=True)
+    offload = Offload([x], source="cpu")
+    outs = []
+    for factor in (1, 2, 3):
+        with offload:
+            outs.append((x * factor).exp().sin().exp())
+    for index in (1, 0, 2):
+        (gradient,) = torch.autograd.grad(outs[index].sum(), x)
+        (expected,) = torch.autograd.grad((x * (index + 1)).exp().sin().exp().sum(), x)
+        assert torch.equal(gradient, expected)
+    del outs
+    assert offload.host_bytes == 0
 
 
 def test_what_was_kept_before_is_fetched_ahead() -> None:
