@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from actbench.compress.autocast import Autocast, is_sparse_product, whole_product
 from actbench.compress.functions import BatchNorm, Dropout, Linear, Relu, SparseProduct
 from actbench.compress.offload import Offload
-from actbench.compress.recomputation import recompute
+from actbench.compress.recomputation import Output, recompute
 from actbench.compress.saved import Kept, Noise, Watch, keeps_seed
 from actbench.errors import UsageError
 from actbench.scheme import Scheme
@@ -39,16 +39,16 @@ def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[T
 
     `scheme` is a `Scheme` or its text. All projection and rounding noise comes from `seed`; without one it is made
     from `torch.initial_seed()` and a count of contexts, and never drawn from torch's generators. Results of forward
-    do not change. The innermost of nested contexts decides. Raises `SchemeError` for an invalid text.
+    do not change, but under `bf16`. The innermost of nested contexts decides. Raises `SchemeError` for an invalid text.
 
     Equal seeds give equal noise: in a training loop give none, or enter one context again and again. Double backward
     and the recomputation of `torch.utils.checkpoint` are refused with an error.
 
-    The schemes that quantize nothing change what surrounds the model. `bf16` is torch's autocast, so results are not
-    FP32's; products with a sparse matrix stay FP32, which a CPU alone could not do otherwise. `checkpoint` recomputes
-    what the model passes to `run_layer`, and `offload` moves to host memory what is kept on a GPU, but for what shares
-    storage with `resident`: parameters, buffers and graph data that stay there anyway. Leaving the context raises
-    `UsageError` where one of the two found nothing to do.
+    The schemes that quantize nothing change what surrounds the model. `bf16` is torch's autocast; products with a
+    sparse matrix stay FP32, which a CPU alone could not do otherwise. `checkpoint` recomputes what the model passes to
+    `run_layer`, and `offload` moves to host memory what is kept on a GPU, but for what shares storage with `resident`:
+    parameters, buffers and graph data that stay there anyway. Leaving the context raises `UsageError` where one of the
+    two found nothing to do.
     """
     if isinstance(scheme, str):
         scheme = Scheme.parse(scheme)
@@ -57,7 +57,7 @@ def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[T
     return Compression(scheme, seed % 2**64, Offload(resident) if scheme.name == "offload" else None)
 
 
-def run_layer(module: Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+def run_layer(module: Module, function: Callable[..., Output], *inputs: Tensor) -> Output:
     """`function(*inputs)`, a layer of `module`: under `checkpoint` its inputs are kept and it runs again in backward.
 
     All that it reads of changing tensors must be its inputs or `module`'s parameters and buffers.

@@ -37,7 +37,7 @@ class Ledger:
 
     What shares storage with a tensor of `exclude` (parameters, buffers, graph data) is not counted. A storage counts
     once, however often it is saved, and only if it is still alive when the context closes; what an earlier ledger,
-    `beyond`, has counted is left to that one.
+    `beyond`, has counted is left to that one. What `offload` has moved to host memory is not alive and not counted.
     """
 
     def __init__(self, exclude: Iterable[Tensor] = (), beyond: Ledger | None = None) -> None:

@@ -20,8 +20,9 @@ _open = threading.local()
 class Offload:
     """A context that copies what autograd keeps on devices of type `source` to host memory, each storage once.
 
-    What shares storage with a tensor of `resident` stays, and so do sparse and lazily conjugated or negated tensors. On CUDA the host memory is pinned,
-    and copies in both directions go through a stream of their own. On a CPU, where they gain nothing, they are plain.
+    What shares storage with a tensor of `resident` stays, and so do sparse tensors and lazily conjugated or negated
+    ones. On CUDA the host memory is pinned, and copies in both directions go through a stream of their own. On a CPU,
+    where they gain nothing, they are plain.
     """
 
     def __init__(self, resident: Iterable[Tensor] = (), source: str = "cuda") -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,8 +15,10 @@ from torch.utils.checkpoint import checkpoint
 from actbench.compress.functions import generator_of
 from actbench.compress.ledger import labelled
 
+Output = TypeVar("Output")
 
-def recompute(module: Module, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+
+def recompute(module: Module, function: Callable[..., Output], *inputs: Tensor) -> Output:
     """`function(*inputs)`, keeping `inputs` and the state of the first one's generator alone.
 
     Backward runs it again (Chen et al., arXiv 1604.06174) with the same random numbers, and leaves the generator and
@@ -23,13 +26,13 @@ def recompute(module: Module, function: Callable[..., Tensor], *inputs: Tensor) 
     """
     generator = generator_of(inputs[0])
 
-    def run(state: Tensor, *inputs: Tensor) -> Tensor:
+    def run(state: Tensor, *inputs: Tensor) -> Output:
         # Among the inputs, the state is kept where a ledger sees it; `preserve_rng_state` hides it in a closure.
         generator.set_state(state)
         return function(*inputs)
 
     with labelled("layer"):
-        out: Tensor = checkpoint(
+        out: Output = checkpoint(
             run,
             generator.get_state(),
             *inputs,
