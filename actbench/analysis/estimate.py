@@ -7,6 +7,7 @@ states the rules, and what lies outside of them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
@@ -399,6 +400,7 @@ class _Walk:
     gradients: dict[str, _Tensor] = field(init=False, default_factory=dict)
     kept: dict[str, list[_Tensor]] = field(init=False, default_factory=dict)
     of_parameters: list[_Tensor] = field(init=False, default_factory=list)
+    schemes: dict[str, Scheme] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.memory = _Memory(CUDA_ROUNDING if self.on_cuda else 1)
@@ -413,7 +415,7 @@ class _Walk:
 
     def scheme_of(self, step: Step) -> Scheme:
         """The scheme that the step's own input is kept under."""
-        return self.scheme
+        return self.schemes.get(step.output, self.scheme)
 
     def matrix(self, width: int) -> int:
         """Bytes of a float32 matrix [nodes, width]."""
@@ -453,6 +455,10 @@ class _Walk:
 
     def forward(self, steps: list[Step], training: bool) -> None:
         memory, values = self.memory, self.values
+        calls: Counter[str] = Counter()
+        for step in steps:
+            calls[step.kind] += 1
+            self.schemes[step.output] = self.scheme.for_call(step.kind, calls[step.kind])
         # The data is held with the graph.
         values["data"] = _Tensor(0)
         for step in steps:

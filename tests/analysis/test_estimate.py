@@ -31,7 +31,10 @@ from actbench.scheme import Scheme
 from actbench.training import Recipe, Trainer, recipe_for
 from tests.analysis.allocations import epoch_peak, peak_beyond
 
-SCHEMES = ["fp32", "exact", "blockwise-vm", "blockwise:dropout=seed", "exact:bits=8,block=100,projection=1"]
+SCHEMES = [
+    *("fp32", "exact", "blockwise-vm", "blockwise:dropout=seed", "exact:bits=8,block=100,projection=1", "int4"),
+    "blockwise/linear2:bits=32/linear1:projection=1/batch_norm1:bits=32",
+]
 WATCHED_FLAGS_BYTES = 2**14
 ARXIV = Entry("arxiv", 169_343, 2_315_598, 128, 40, split_sizes=(90_941, 29_799, 48_603))
 ARXIV_SAGE = Workload(ARXIV, Architecture("sage", 3, 128, 0.5, True), 0.0, "cuda")
