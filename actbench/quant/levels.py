@@ -49,6 +49,19 @@ def expected_variance(edges: tuple[float, ...] | Edges, block_length: int) -> fl
     return float(sigma**2 * np.sum((low + high) * first - second - low * high * mass))
 
 
+def uniform_variance(edges: tuple[float, ...] | Edges) -> float:
+    """E[(t - l)(h - t)] of stochastic rounding onto `edges` for t uniform on [0, B], in units of the squared scale."""
+    widths = np.diff(np.asarray(edges, dtype=np.float64))
+    return float(np.sum(widths**3) / (6 * np.sum(widths)))
+
+
+def clipped_normal_masses(top: int, block_length: int, bins: int) -> Edges:
+    """Probabilities of `bins` equal bins of [0, top] under the clipped normal; the outer two hold what is clipped."""
+    normal = NormalDist(top / 2, clipped_normal_sigma(top, block_length))
+    below = np.array([0.0, *(normal.cdf(top * i / bins) for i in range(1, bins)), 1.0])
+    return np.diff(below)
+
+
 def _moments(z: Edges) -> tuple[Edges, Edges, Edges]:
     """Integrals of 1, z and z² times the standard normal density over each [z_i, z_{i+1}]."""
     density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)

@@ -57,12 +57,8 @@ class Trainer:
 
         Returns the training loss. Raises `FloatingPointError` if it is not finite, before any weight changes.
         """
-        self.network.train()
         self.optimizer.zero_grad()
-        with around_forward:
-            logits = self.network(self.x, self.adjacency)
-        with around_loss:
-            loss = self._loss(logits[self.train], self.y[self.train])
+        loss = self.loss(around_forward, around_loss)
         value = float(loss.detach())
         if value != value or value in (float("inf"), float("-inf")):
             raise FloatingPointError(f"the training loss is {value}: lower the learning rate or use more bits.")
@@ -71,6 +67,18 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.optimizer.step()
         return value
+
+    def loss(
+        self,
+        around_forward: AbstractContextManager[object] = nullcontext(),  # noqa: B008
+        around_loss: AbstractContextManager[object] = nullcontext(),  # noqa: B008
+    ) -> Tensor:
+        """The training loss at the weights as they are, a scalar with its graph."""
+        self.network.train()
+        with around_forward:
+            logits = self.network(self.x, self.adjacency)
+        with around_loss:
+            return self._loss(logits[self.train], self.y[self.train])
 
     @torch.no_grad()
     def evaluate(self) -> Scores:

@@ -1,0 +1,86 @@
+"""A network at weights that do not change: its gradients under equal dropout masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+from actbench.compress import Compression, Ledger
+from actbench.errors import ActbenchError
+from actbench.graphs import Graph
+from actbench.training import Recipe, Trainer
+
+
+class FixedWeights:
+    """A network after some epochs of FP32 training; nothing here changes its weights any more.
+
+    Every forward pass draws the same dropout masks, from torch's generator set back; a scheme's noise comes from
+    Philox streams of its own.
+    """
+
+    def __init__(self, trainer: Trainer, mask_seed: int = 0) -> None:
+        self.trainer = trainer
+        self._mask_seed = mask_seed
+
+    @staticmethod
+    def trained(
+        graph: Graph,
+        recipe: Recipe,
+        device: torch.device,
+        seed: int,
+        report: Callable[[int], None] = lambda epoch: None,
+    ) -> FixedWeights:
+        """Weights drawn from `seed` and trained for the recipe's epochs, 0 included; `report` is told each.
+
+        Raises `ActbenchError` if the loss leaves the finite numbers.
+        """
+        torch.manual_seed(seed)
+        trainer = Trainer(graph, recipe, device)
+        for epoch in range(1, recipe.epochs + 1):
+            try:
+                trainer.step()
+            except FloatingPointError as error:
+                raise ActbenchError(f"In epoch {epoch} of FP32 {error}") from error
+            report(epoch)
+        return FixedWeights(trainer, seed)
+
+    def forward(
+        self,
+        around_forward: AbstractContextManager[object] = nullcontext(),  # noqa: B008
+    ) -> Tensor:
+        """The training loss, a scalar with its graph."""
+        device = self.trainer.x.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self._mask_seed)
+            return self.trainer.loss(around_forward)
+
+    def gradients(
+        self,
+        around_forward: AbstractContextManager[object] = nullcontext(),  # noqa: B008
+    ) -> dict[str, Tensor]:
+        """The loss's gradient by every parameter, by name; raises `ActbenchError` if one is not finite."""
+        named = {name: p for name, p in self.trainer.network.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(self.forward(around_forward), list(named.values()), allow_unused=True)
+        gradients = {name: g for name, g in zip(named, found, strict=True) if g is not None}
+        if isinstance(around_forward, Compression):
+            around_forward.check()
+        for name, gradient in gradients.items():
+            if not bool(torch.isfinite(gradient).all()):
+                raise ActbenchError(f"The gradient of {name} is not finite: lower the learning rate or use more bits.")
+        return gradients
+
+    def saved_bytes(self, around_forward: AbstractContextManager[object]) -> int:
+        """Saved-for-backward bytes of a forward pass inside `around_forward`, measured, without the loss."""
+        ledger = Ledger(exclude=self.trainer.resident)
+
+        @contextmanager
+        def counted() -> Iterator[None]:
+            with around_forward, ledger:
+                yield
+
+        # What is kept is counted when the ledger closes, while the loss still holds it.
+        self.forward(counted())
+        return ledger.total_bytes
