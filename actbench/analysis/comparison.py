@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from actbench.analysis.distinction import distinctions, settings_of
 from actbench.analysis.intervals import Interval, paired_difference
+from actbench.analysis.study import Study, match_studies, study_key
 from actbench.analysis.summary import REFERENCE, Row, median_of_known, ratio, summarise
 from actbench.analysis.untrusted import is_figure, printable
 from actbench.errors import OutputError, SchemeError, UsageError
@@ -150,6 +151,8 @@ class Comparison:
     """All rows of one data set, model and recipe; `peaks` are the kinds of whole peak that were measured.
 
     `distinction` holds what else of recipe and data differs from other comparisons of the same data set and model.
+    `studies` are the analyses at fixed weights of the same network; a row's gradient noise is that of the last of them
+    that has its scheme, unless its records tell their own.
     """
 
     dataset: str
@@ -164,6 +167,7 @@ class Comparison:
     rows: list[ComparedRow]
     superseded: list[Source]
     distinction: dict[str, Any]
+    studies: tuple[Study, ...] = ()
 
     def on(self, place: Machine) -> Comparison:
         """The part that was measured on one machine, its rows without the machine's label."""
@@ -208,13 +212,19 @@ def read_located(paths: Iterable[Path]) -> list[Located]:
     return found
 
 
-def compare(located: Iterable[Located], reference: str = REFERENCE, across_machines: bool = False) -> list[Comparison]:
+def compare(
+    located: Iterable[Located],
+    reference: str = REFERENCE,
+    across_machines: bool = False,
+    studies: Iterable[Study] = (),
+) -> list[Comparison]:
     """One comparison for every data set, model and recipe, in the order in which they first appear.
 
     Of several records of the same run the last that stands (ok or oom) counts, as `actbench run` has it.
 
     Raises:
-        UsageError: records of different machines would share a table and `across_machines` is not set.
+        UsageError: records of different machines would share a table and `across_machines` is not set, or a study is
+            of none of the records' networks.
     """
     groups: dict[str, list[Located]] = {}
     for each in located:
@@ -224,9 +234,10 @@ def compare(located: Iterable[Located], reference: str = REFERENCE, across_machi
     firsts = [group[0].record for group in groups.values()]
     headings = [(r["dataset"], r["model"], *(r["recipe"][key] for key in _IN_HEADING)) for r in firsts]
     told = distinctions(headings, [settings_of(r["recipe"], r["digest"]) for r in firsts])
+    by_key = match_studies(studies, map(study_key, firsts))
     return [
-        _compare(group, reference, across_machines, distinction)
-        for group, distinction in zip(groups.values(), told, strict=True)
+        _with_studies(_compare(group, reference, across_machines, distinction), by_key.get(study_key(first), []))
+        for group, distinction, first in zip(groups.values(), told, firsts, strict=True)
     ]
 
 
@@ -309,6 +320,14 @@ def _compare(group: list[Located], reference: str, across_machines: bool, distin
         superseded=superseded,
         distinction=distinction,
     )
+
+
+def _with_studies(comparison: Comparison, studies: list[Study]) -> Comparison:
+    rows = []
+    for row in comparison.rows:
+        found = [noise["total"]["mean"] for study in studies if (noise := study.noise_of(row.summary.scheme))]
+        rows.append(replace(row, gradient_noise=found[-1]) if found and row.gradient_noise is None else row)
+    return replace(comparison, rows=rows, studies=tuple(studies))
 
 
 def _is_synthetic(records: Iterable[Record]) -> bool:

@@ -121,9 +121,9 @@ def study(call: str, x: Tensor, kept: Kept, draws: int) -> CallFound:
     tables = {name: level_table(name, packing.bits, packing.block_length) for name in LEVELS}
     histogram = torch.zeros(BINS, dtype=torch.int64)
     packed = quantize(values, packing, kept.noise.seed, kept.noise.rounding_stream)
-    for t, _ in _normalised(values, packed, packing):
+    for (t,), _ in _normalised((values,), packed, packing):
         bins = (t * (BINS / _top(packing))).long().clamp_(0, BINS - 1)
-        histogram += torch.bincount(bins, minlength=BINS).cpu()
+        histogram += torch.bincount(bins.flatten(), minlength=BINS).cpu()
     counts = histogram.numpy()
     known = counts.sum() > 0
     return CallFound(
@@ -162,29 +162,41 @@ def _divergences(counts: npt.NDArray[np.int64], packing: Packing) -> dict[str, f
     return {"uniform": jensen_shannon(masses, np.full(BINS, 1 / BINS)), "clipped-normal": normal}
 
 
-def _normalised(values: Tensor, packed: Packed, packing: Packing) -> Iterator[tuple[Tensor, Tensor]]:
-    """t and its block's scale, float64 [n] each, chunk by chunk, of the elements whose block has a range."""
+def _normalised(
+    tensors: tuple[Tensor, ...], packed: Packed, packing: Packing
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """t of every tensor, [blocks, G] each, and the blocks' scales [blocks, 1], of blocks that have a range.
+
+    `tensors` hold packed values, or values read back. A short last block comes alone, and as short as it is.
+    """
     _, minimum, scale = packed
-    flat, length = values.view(-1), packing.block_length
-    blocks = max(_CHUNK_ELEMENTS // length, 1)
-    for first in range(0, minimum.numel(), blocks):
-        part = flat[first * length : (first + blocks) * length].double()
-        low, step = (
-            each[first : first + blocks].double().repeat_interleave(length)[: part.numel()] for each in (minimum, scale)
-        )
-        ranged = step > 0
-        yield ((part - low)[ranged] / step[ranged]).clamp_(0, _top(packing)), step[ranged]
+    length, numel = packing.block_length, packing.shape.numel()
+    whole = numel // length
+    step = max(_CHUNK_ELEMENTS // length, 1)
+    ends = [*range(step, whole, step), whole, minimum.numel()]
+    first = 0
+    for last in dict.fromkeys(ends):
+        if last == first:
+            continue
+        low, high = minimum[first:last, None].float(), scale[first:last, None].float()
+        columns = min(length, numel - first * length)
+        grids = [each.reshape(-1)[first * length : last * length].view(-1, columns).float() for each in tensors]
+        ranged = high[:, 0] > 0
+        if not bool(ranged.all()):
+            grids, low, high = [grid[ranged] for grid in grids], low[ranged], high[ranged]
+        yield tuple(((grid - low) / high).clamp_(0, _top(packing)) for grid in grids), high
+        first = last
 
 
 def rounding_variance(t: Tensor, edges: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Variance (t - l)(h - t) of stochastic rounding and the variance of its squared error, float64 as `t`."""
-    table = torch.tensor(edges, dtype=torch.float64, device=t.device)
+    """Variance (t - l)(h - t) of stochastic rounding of every element and the variance of its squared error."""
+    table = torch.tensor(edges, dtype=t.dtype, device=t.device)
     lower = torch.bucketize(t, table[1:-1], right=True)
     down, up = t - table[lower], table[lower + 1] - t
     variance = down * up
-    # Up by `up` with probability down / width, down by `down` with the rest: E e⁴ = down · up (down³ + up³) / width.
-    fourth = variance * (down**3 + up**3) / (down + up)
-    return variance, fourth - variance**2
+    # Up by `up` with probability down / width, down by `down` with the rest: E e⁴ = down · up (down³ + up³) / width,
+    # and (down³ + up³) / width = width² - 3 down · up.
+    return variance, variance * ((down + up) ** 2 - 4 * variance)
 
 
 def _study_levels(values: Tensor, kept: Kept, packing: Packing, edges: tuple[float, ...], draws: int) -> LevelsFound:
@@ -193,16 +205,14 @@ def _study_levels(values: Tensor, kept: Kept, packing: Packing, edges: tuple[flo
     elements = 0
     for draw in range(draws):
         packed = quantize(values, packing, kept.noise.seed + draw, kept.noise.rounding_stream)
-        read = dequantize(packed, packing)
-        pairs = zip(_normalised(values, packed, packing), _normalised(read, packed, packing), strict=True)
-        for (t, scale), (rounded, _) in pairs:
-            measured += float((rounded - t).square().sum()) / draws
+        for (t, rounded), scale in _normalised((values, dequantize(packed, packing)), packed, packing):
+            measured += _sum((rounded - t).square_()) / draws
             if draw == 0:
                 variance, of_square = rounding_variance(t, edges)
                 elements += t.numel()
-                expected += float(variance.sum())
-                spread += float(of_square.sum())
-                absolute += float((variance * scale**2).sum())
+                expected += _sum(variance)
+                spread += _sum(of_square)
+                absolute += _sum(variance * scale**2)
     normal = packing.block_length >= _SHORTEST_NORMAL_BLOCK
     return LevelsFound(
         edges=edges,
@@ -217,13 +227,17 @@ def _study_levels(values: Tensor, kept: Kept, packing: Packing, edges: tuple[flo
 
 def _study_block(values: Tensor, packing: Packing, length: int) -> BlockFound:
     length = min(length, values.numel())
-    error = {}
-    for name in LEVELS:
-        edges = level_table(name, packing.bits, length)
-        other = replace(packing, block_length=length, levels=edges)
-        packed = quantize(values, other, 0, 0)
-        squares = (
-            float((rounding_variance(t, edges)[0] * scale**2).sum()) for t, scale in _normalised(values, packed, other)
-        )
-        error[name] = math.sqrt(sum(squares) / values.numel())
-    return BlockFound(length, other.layout.total_bytes, error)
+    tables = {name: level_table(name, packing.bits, length) for name in LEVELS}
+    packing = replace(packing, block_length=length, levels=tables["uniform"])
+    squares = dict.fromkeys(LEVELS, 0.0)
+    # Minimum and scale are the same whatever the levels.
+    packed = quantize(values, packing, 0, 0)
+    for (t,), scale in _normalised((values,), packed, packing):
+        for name, edges in tables.items():
+            squares[name] += _sum(rounding_variance(t, edges)[0] * scale**2)
+    error = {name: math.sqrt(square / values.numel()) for name, square in squares.items()}
+    return BlockFound(length, packing.layout.total_bytes, error)
+
+
+def _sum(values: Tensor) -> float:
+    return float(values.sum(dtype=torch.float64))

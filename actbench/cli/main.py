@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from actbench.cli.analyze import analyze
 from actbench.cli.baseline import baseline
 from actbench.cli.check import check
 from actbench.cli.datasets import datasets, pull
@@ -35,6 +36,7 @@ app.command()(pull)
 app.command()(kernels)
 app.command()(estimate)
 app.command()(report)
+app.command()(analyze)
 app.command()(check)
 app.command()(baseline)
 app.command()(reproduce)

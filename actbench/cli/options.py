@@ -30,6 +30,19 @@ DataDir = Annotated[
         help="Where data sets are downloaded to; a folder of raw files in PyG's layout is used as it is.",
     ),
 ]
+Layers = Annotated[int | None, typer.Option(min=1, help="Convolutions.", show_default="the recipe's")]
+Hidden = Annotated[int | None, typer.Option(min=1, help="Their width.", show_default="the recipe's")]
+Dropout = Annotated[
+    float | None,
+    typer.Option(min=0, max=0.99, callback=require_finite, help="Dropout probability.", show_default="the recipe's"),
+]
+BatchNorm = Annotated[
+    bool | None, typer.Option("--batch-norm/--no-batch-norm", help="Batch norm.", show_default="the recipe's")
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(min=0, callback=require_finite, help="Adam's step size.", show_default="the recipe's"),
+]
 
 DEFAULT_DATA_DIR = Path.home() / ".cache" / "actbench" / "data"
 INTERRUPTED = 130

@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 
 from actbench.analysis import Comparison, compare, read_located, resolve_reference
+from actbench.analysis.study import is_study, read_study
 from actbench.cli.options import expand_home
 from actbench.cli.output import write_whole
-from actbench.errors import OutputError
+from actbench.errors import OutputError, UsageError
 from actbench.report import formats, open_stderr, open_stdout
 from actbench.report.phrases import Language, word
 from actbench.runs import RecordFile
@@ -25,7 +26,9 @@ def _expanded(path: Path | None) -> Path | None:
 
 
 def report(
-    files: Annotated[list[Path], typer.Argument(help="Record files of `actbench run`.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Record files of `actbench run`, and files of `actbench analyze`.")
+    ],
     format: Annotated[
         formats.Format,
         typer.Option(help="html and markdown begin with a page for a decision; html is one file with charts."),
@@ -51,8 +54,14 @@ def report(
     paths = [expand_home(path) for path in files]
     if output is not None:
         _check_output(output, paths)
-    located = read_located(paths)
-    comparisons = compare(located, resolve_reference(reference, located), across_machines)
+    studies = [path for path in dict.fromkeys(paths) if is_study(path)]
+    records = [path for path in paths if path not in studies]
+    if not records:
+        raise UsageError(f"{studies[0]} is an analysis, which goes beside records: name those of its runs too.")
+    located = read_located(records)
+    comparisons = compare(
+        located, resolve_reference(reference, located), across_machines, [read_study(path) for path in studies]
+    )
     if charts is not None:
         _write_charts(comparisons, lang, charts)
     if format == "table" and output is None:
@@ -86,7 +95,7 @@ def _check_output(output: Path, files: list[Path]) -> None:
     if not output.is_file():
         return
     try:
-        holds_records = bool(RecordFile(output).read())
+        holds_records = bool(RecordFile(output).read()) or is_study(output)
     except OutputError:
         holds_records = False
     if holds_records or any(path.exists() and output.samefile(path) for path in files):

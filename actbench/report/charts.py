@@ -122,11 +122,16 @@ def chart_language(language: Language) -> Language:
     return "en" if language == "ja" and japanese_font() is None else language
 
 
+def chart_settings(language: Language) -> Any:
+    """matplotlib's settings for charts in a language that they can be labelled in."""
+    font = japanese_font() if language == "ja" else None
+    return _SETTINGS | {"font.family": [*([font] if font else []), "DejaVu Sans", "sans-serif"]}
+
+
 def draw_charts(comparison: Comparison, language: Language) -> list[Chart]:
     """All charts that the comparison has figures for."""
     language = chart_language(language)
-    font = japanese_font() if language == "ja" else None
-    settings = _SETTINGS | {"font.family": [*([font] if font else []), "DejaVu Sans", "sans-serif"]}
+    settings = chart_settings(language)
     painters: tuple[tuple[str, Callable[[Comparison, Language], Figure | None]], ...] = (
         ("pareto", _draw_pareto),
         ("bytes", _draw_bytes),
@@ -148,12 +153,22 @@ def draw_charts(comparison: Comparison, language: Language) -> list[Chart]:
 def write_charts(comparisons: Sequence[Comparison], language: Language, folder: Path) -> Iterator[Path]:
     """Write every chart as PNG and SVG into `folder`, which exists; yields the files' paths."""
     for number, comparison in enumerate(comparisons, start=1):
-        stem = re.sub(r"[^A-Za-z0-9.]+", "-", f"{number}-{Path(comparison.dataset).name}-{comparison.model}")[:80]
+        stem = file_stem(f"{number}-{Path(comparison.dataset).name}-{comparison.model}")
         for chart in draw_charts(comparison, language):
-            for suffix, content in (("png", chart.as_png()), ("svg", chart.as_svg().encode())):
-                path = folder / f"{stem}-{chart.name}.{suffix}"
-                path.write_bytes(content)
-                yield path
+            yield from write_chart(chart, folder, stem)
+
+
+def file_stem(name: str) -> str:
+    """`name` as any system takes it for the beginning of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", name)[:80]
+
+
+def write_chart(chart: Chart, folder: Path, stem: str) -> Iterator[Path]:
+    """Write a chart as PNG and SVG into `folder`, its files' names beginning with `stem`; yields their paths."""
+    for suffix, content in (("png", chart.as_png()), ("svg", chart.as_svg().encode())):
+        path = folder / f"{stem}-{chart.name}.{suffix}"
+        path.write_bytes(content)
+        yield path
 
 
 _SETTINGS: Final[Any] = {

@@ -20,6 +20,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from actbench.analysis.comparison import PEAKS, Cited, ComparedRow, Comparison, PaperFigures
+from actbench.analysis.study import Study
 from actbench.analysis.warnings import Caution, find_cautions
 from actbench.report.page import (
     Section,
@@ -43,6 +44,7 @@ from actbench.report.phrases import (
     times_text,
     word,
 )
+from actbench.report.study import markdown_sheet, study_sheets, study_subject, study_table
 
 Format = Literal["table", "markdown", "html", "latex", "csv", "json"]
 _LEAST_SCHEME_COLUMNS: Final = 12
@@ -236,6 +238,7 @@ def _terminal_comparison(comparison: Comparison, language: Language) -> Renderab
     parts += [Text(say(note, language), style="dim") for note in table_notes(comparison)]
     parts.append(Text(word("section.sources", language), style="bold"))
     parts += [Text(f"  {row.label}: {sources_text(row)}") for row in comparison.rows]
+    parts += [part for study in comparison.studies for part in (Text(""), study_table(study, language))]
     return Lines(*parts, Text(""))
 
 
@@ -337,6 +340,11 @@ def report_markdown(comparisons: Sequence[Comparison], language: Language) -> st
             lines[-1] = lines[-1].removesuffix("\n>")
             lines.append("")
         lines += [f"- {say(note, language, escape_markdown)}" for note in table_notes(comparison)]
+        for study in comparison.studies:
+            subject = Sentence("study.title", {"subject": study_subject(study)})
+            lines += ["", f"### {say(subject, language, escape_markdown)}", ""]
+            for sheet in study_sheets(study, language):
+                lines += markdown_sheet(sheet, language, escape_markdown)
         lines += ["", f"#### {word('section.reproduce', language)}", ""]
         lines += [f"    {row.command}" for row in comparison.rows]
         lines += ["", f"#### {word('section.sources', language)}", ""]
@@ -524,6 +532,7 @@ def _json_comparison(comparison: Comparison, language: Language) -> dict[str, An
         "graph": comparison.graph,
         "machines": [asdict(place) for place in comparison.machines],
         "rows": [_json_row(row) for row in comparison.rows],
+        "analyses": [{"file": study.file} | study.document for study in comparison.studies],
         "warnings": [
             asdict(caution) | {"text": say(caution_sentence(caution, comparison), language)}
             for caution in find_cautions(comparison)
@@ -613,13 +622,41 @@ def _html_part(number: int, comparison: Comparison, language: Language) -> dict[
         "notes": table_notes(comparison),
         "charts": [
             # matplotlib escapes the names in its texts.
-            {"name": chart.name, "note": chart.note, "svg": Markup(chart.as_inline_svg(f"c{number}-{chart.name}"))}
+            {
+                "name": chart.name,
+                "title": Sentence(f"chart.{chart.name}"),
+                "note": chart.note,
+                "svg": Markup(chart.as_inline_svg(f"c{number}-{chart.name}")),
+            }
             for chart in draw_charts(comparison, language)
+        ],
+        "studies": [
+            _html_study(f"{number}-{index}", study, language) for index, study in enumerate(comparison.studies, start=1)
         ],
         "settings": _flat_items(comparison.recipe | {"graph": comparison.graph or {}}),
         "machines": [
             {"label": place.label, "name": place.name, "items": _flat_items(place.environment)}
             for place in comparison.machines
+        ],
+    }
+
+
+def _html_study(number: str, study: Study, language: Language) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    from actbench.report.study_charts import draw_study_charts
+
+    return {
+        "title": Sentence("study.title", {"subject": study_subject(study)}),
+        "sheets": study_sheets(study, language),
+        "charts": [
+            {
+                "name": f"{chart.name}-{number}",
+                "title": title,
+                "note": chart.note,
+                "svg": Markup(chart.as_inline_svg(f"s{number}-{chart.name}")),
+            }
+            for title, chart in draw_study_charts(study, language)
         ],
     }
 

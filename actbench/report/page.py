@@ -17,6 +17,7 @@ from actbench.report.phrases import (
     points_text,
     score_text,
 )
+from actbench.report.study import epochs_of
 from actbench.scheme import UNQUANTIZED
 from actbench.training import recipe_for
 
@@ -98,8 +99,13 @@ def table_notes(comparison: Comparison) -> list[Sentence]:
     devices = {place.device for place in comparison.machines}
     keys = ["note.activation", *(f"note.peak.{device}" for device in sorted(devices & {"cpu", "cuda"}))]
     keys += ["note.score", "note.speed"]
+    noises = [
+        Sentence("note.noise", {"epochs": epochs_of(s), "draws": str(s.document["draws"]), "file": s.file})
+        for s in comparison.studies
+    ]
     return [
         *map(Sentence, keys),
+        *noises,
         *(_paper_notes(comparison, devices) if comparison.has_paper_figures else []),
         *([Sentence("costs.generated", {"dataset": comparison.dataset})] if comparison.synthetic else []),
     ]

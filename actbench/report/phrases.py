@@ -190,6 +190,119 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "No Japanese font is installed here (such as fonts-noto-cjk), so the charts are labelled in English.",
         "この環境に日本語フォント（fonts-noto-cjkなど）がないため、グラフの文字は英語です。",
     ),
+    # Analyses at fixed weights.
+    "study.title": ("Analysis: {subject}", "分析：{subject}"),
+    "study.noise": ("Gradient noise E‖ĝ − g‖² / ‖g‖²", "勾配ノイズ E‖ĝ − g‖² / ‖g‖²"),
+    "study.tensors": ("Gradient noise by parameter · {schemes}", "パラメータごとの勾配ノイズ・{schemes}"),
+    "study.values": ("Values in their blocks · {schemes}", "ブロック内の値の分布・{schemes}"),
+    "study.variance": ("Rounding variance · {schemes}", "丸めの分散・{schemes}"),
+    "study.errors": ("Error of an element by block size · {schemes}", "ブロックサイズごとの要素の誤差・{schemes}"),
+    "study.column.scheme": ("scheme", "方式"),
+    "study.column.activation": ("activation MiB", "活性化マップ MiB"),
+    "study.column.total": ("noise", "ノイズ"),
+    "study.column.projection": ("of projection", "射影の分"),
+    "study.column.rounding": ("of rounding", "丸めの分"),
+    "study.column.cross": ("cross term", "交差項"),
+    "study.column.bias": ("bias ‖E ĝ − g‖² / ‖g‖²", "偏り ‖E ĝ − g‖² / ‖g‖²"),
+    "study.column.parameter": ("parameter", "パラメータ"),
+    "study.column.share": ("share of ‖g‖²", "‖g‖²の割合"),
+    "study.column.own": ("noise / its own ‖g‖²", "自身の‖g‖²に対するノイズ"),
+    "study.column.call": ("input of", "入力"),
+    "study.column.stored": ("stored", "保持する形"),
+    "study.column.block": ("block", "ブロック"),
+    "study.column.from_uniform": ("divergence from uniform", "一様分布とのJSダイバージェンス"),
+    "study.column.from_normal": ("from clipped normal", "切断正規分布と"),
+    "study.column.nearer": ("nearer to", "近い分布"),
+    "study.column.levels": ("levels", "レベル"),
+    "study.column.if_normal": ("if clipped normal", "切断正規なら"),
+    "study.column.if_uniform": ("if uniform", "一様なら"),
+    "study.column.expected": ("of these values", "この値での期待"),
+    "study.column.measured": ("measured", "測定"),
+    "study.column.against": ("against uniform levels", "一様レベルとの差"),
+    "study.column.length": ("block {length}", "ブロック{length}"),
+    "study.uniform": ("uniform", "一様"),
+    "study.clipped-normal": ("clipped normal", "切断正規"),
+    "study.measured": ("the values", "実際の値"),
+    "study.bytes": ("all inputs, MiB", "全入力 MiB"),
+    "study.projected": ("{shape} projected", "{shape}（射影後）"),
+    "study.exact": ("its gradient is 0", "勾配が0"),
+    "study.note.weights": (
+        "Weights after {epochs} of FP32 training (seed {seed}); one dropout mask for all; mean ± standard error over "
+        "{draws} draws of a scheme's noise{source}.",
+        "FP32で{epochs}学習した重み（シード{seed}）で固定し、ドロップアウトのマスクも固定。圧縮の乱数を{draws}回引いた"
+        "平均±標準誤差{source}。",
+    ),
+    "study.note.source": (" ({file})", "（{file}）"),
+    "study.note.no_source": ("", ""),
+    "study.note.split": (
+        "Noise is the sum of projection alone, of rounding given the projection, and of a cross term whose expectation "
+        "is 0 where rounding is unbiased. An estimated bias may fall below 0 by its standard error.",
+        "ノイズは、射影だけの分、射影を固定した丸めの分、交差項の和。丸めに偏りがなければ交差項の期待値は0。"
+        "偏りの推定値は標準誤差の範囲で負にもなる。",
+    ),
+    "study.note.tensors": (
+        "All in units of the whole gradient's ‖g‖², so that parameters add up to the scheme's noise; in the last "
+        "column in units of the parameter's own.",
+        "最後の列以外は勾配全体の‖g‖²を単位とし、足すと方式のノイズになる。最後の列はそのパラメータ自身の‖g‖²を"
+        "単位とする。",
+    ),
+    "study.note.values": (
+        "Values normalised by their block's minimum and scale; Jensen-Shannon divergence in bits over {bins} bins.",
+        "値をブロックの最小値とスケールで正規化し、{bins}区間のヒストグラムで比べたJSダイバージェンス（ビット）。",
+    ),
+    "study.note.variance": (
+        "Mean variance of stochastic rounding, in units of the squared scale: expected if values were distributed as "
+        "named, expected of the values as they are, and measured over {draws} roundings of each with the standard "
+        "error that follows from the values.",
+        "確率的丸めの分散の平均（スケールの二乗を単位とする）。分布を仮定した期待値、実際の値での期待値、各値を{draws}回"
+        "丸めた測定値と、値から導いた標準誤差。",
+    ),
+    "study.note.errors": (
+        "Root mean square of the expected rounding error of a stored value, in percent of the values' own root mean "
+        "square; longer blocks take fewer bytes and have a longer range. MiB: codes, minima and scales.",
+        "保持する値の丸め誤差の二乗平均平方根の期待値（値自身の二乗平均平方根に対する%）。ブロックが長いほど"
+        "バイト数は減り、値の幅は広がる。MiBは符号と最小値とスケール。",
+    ),
+    "study.worse": (
+        "Clipped-normal levels (VM) are worse than uniform ones here for: {calls}.",
+        "次の入力では、切断正規のレベル（VM）は一様なレベルより分散が大きい：{calls}。",
+    ),
+    "study.better": (
+        "Clipped-normal levels (VM) are worse than uniform ones for no input here; where they differ, the expected "
+        "variance changes by {low} to {high}.",
+        "ここでは、切断正規のレベル（VM）が一様なレベルより悪い入力はない。異なる入力では分散の期待値が{low}〜{high}"
+        "変わる。",
+    ),
+    "study.same": (
+        "Clipped-normal levels (VM) are the uniform ones here.",
+        "ここでは切断正規のレベル（VM）は一様なレベルと同じ。",
+    ),
+    "study.generated": (
+        "{dataset} is a generated graph: its activations are not those of the real data.",
+        "{dataset}は生成グラフで、活性化マップの値は実データのものではない。",
+    ),
+    "study.chart.values.note": (
+        "Bars: share of the values in each bin from a block's minimum (0) to its maximum (1), on a logarithmic scale. "
+        "Lines: uniform, and the paper's clipped normal with what is clipped in the outer bins.",
+        "縦軸は対数目盛。棒はブロックの最小値（0）から最大値（1）までの各区間にある値の割合。線は一様分布と論文の切断正規分布"
+        "（両端に切断分を含む）。",
+    ),
+    "study.chart.noise.note": (
+        "Noise at fixed weights on a logarithmic scale, of projection and of rounding; bars: one standard error.",
+        "固定した重みでのノイズ（対数目盛）。射影の分と丸めの分。横棒は標準誤差。",
+    ),
+    "study.chart.errors.note": (
+        "Expected error of a stored value in percent of the values' root mean square, by block size.",
+        "ブロックサイズごとの、保持する値の誤差の期待値（値の二乗平均平方根に対する%）。",
+    ),
+    "study.axis.position": ("place between the block's minimum and maximum", "ブロックの最小値と最大値の間の位置"),
+    "study.axis.share": ("share of values, %", "値の割合 %"),
+    "study.axis.length": ("block size, elements", "ブロックサイズ（要素数）"),
+    "study.axis.error": ("error, % of rms", "誤差（rms比 %）"),
+    "note.noise": (
+        "Gradient noise: E‖ĝ − g‖² / ‖g‖² at weights after {epochs} of FP32, {draws} draws, from {file}.",
+        "勾配ノイズ：FP32で{epochs}学習した重みでの E‖ĝ − g‖² / ‖g‖²、{draws}回、{file}による。",
+    ),
     # Notes.
     "note.activation": (
         "Activations: bytes kept for backward after the model's forward pass, without parameters and graph data.",

@@ -101,9 +101,9 @@ def test_normal_values_are_nearer_to_the_normal_and_uniform_ones_to_the_uniform_
         assert sum(found.histogram) == 256 * 1024
     assert normal.normal_over_uniform is not None
     assert uniform.normal_over_uniform is not None
-    # The notes on the papers: 20.6 % less on Gaussian blocks of 1,024, half a digit. Their table's slope is 0.63 a unit
-    # of σ = 0.484, which bfloat16 shifts by up to 2 · 2**-7 of itself and 256 blocks, whose ranges scatter by 8 %, leave
-    # open to 5 · 0.08 / 16.
+    # The notes on the papers: 20.6 % less on Gaussian blocks of 1,024, to half a digit. Their table's slope is 0.63 a
+    # unit of σ = 0.484, which bfloat16 shifts by up to 2 · 2**-7 of itself and 256 blocks, whose ranges scatter by
+    # 8 %, leave open to 5 · 0.08 / 16.
     slope = (0.1971 - 0.0633) / (0.6964 - 0.4843) * 0.4843
     assert normal.normal_over_uniform == pytest.approx(0.794, abs=0.0005 + slope * (2 * 2.0**-7 + 5 * 0.08 / 16))
     # 11 % more on uniform blocks, half a digit; uniform blocks' ranges hardly scatter.

@@ -171,7 +171,8 @@ def test_json_leads_from_every_row_to_its_records() -> None:
     assert list(content) == ["language", "comparisons", "page"]
     (comparison,) = content["comparisons"]
     assert list(comparison) == [
-        "dataset", "synthetic", "model", "metric", "reference", "recipe", "graph", "machines", "rows", "warnings",
+        "dataset", "synthetic", "model", "metric", "reference", "recipe", "graph", "machines", "rows", "analyses",
+        "warnings",
     ]  # fmt: skip
     exact = comparison["rows"][1]
     assert exact["records"][0] == {

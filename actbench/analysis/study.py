@@ -1,0 +1,250 @@
+"""A study of schemes on one network at fixed weights, as one JSON document that reports take beside records."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from actbench.analysis.distribution import CallFound, study_calls
+from actbench.analysis.fixed_weights import FixedWeights
+from actbench.analysis.gradient_noise import GradientNoise, measure_gradient_noise
+from actbench.analysis.untrusted import is_figure, printable
+from actbench.compress import compress
+from actbench.errors import OutputError, UsageError
+from actbench.graphs import Graph, load
+from actbench.meters import describe_environment
+from actbench.runs import Job
+from actbench.runs.job import description
+from actbench.scheme import BITS, LEVELS, Scheme
+
+KIND: Final = "analysis"
+STUDY_VERSION: Final = 1
+ROUNDING_DRAWS: Final = 2
+"""How often every stored value is rounded for the measured rounding variance."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What `actbench analyze` wrote: JSON values as `run_study` returns them, and the file where they stand."""
+
+    document: dict[str, Any]
+    file: str
+
+    @property
+    def key(self) -> str:
+        """Equal for what may share a report: data, model and recipe, whatever the number of epochs."""
+        return study_key(self.document)
+
+    def noise_of(self, scheme: str) -> dict[str, Any] | None:
+        """The gradient noise of a scheme by its text."""
+        found = (each["noise"] for each in self.document["schemes"] if each["scheme"]["name"] == scheme)
+        noise: dict[str, Any] | None = next(found, None)
+        return noise
+
+
+def study_key(record: dict[str, Any]) -> str:
+    """What a record and a study must have in common: the study's network is trained by FP32, and less long."""
+    recipe = sorted((k, v) for k, v in record["recipe"].items() if k not in ("source", "epochs"))
+    return repr((record["dataset"], record["digest"], record["model"], recipe))
+
+
+def run_study(
+    base: Job, schemes: Sequence[Scheme], draws: int, report: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Train by FP32 as `base` says, then study every scheme at those weights; `report` is told what is done.
+
+    Seconds of `wall_seconds` are those of all of it. Raises `ActbenchError` for a loss, a gradient or a kept tensor
+    that is not finite.
+    """
+    begun = time.monotonic()
+    device = torch.device(base.device)
+    graph = load(base.dataset, Path(base.data_dir), base.seed)
+    document: dict[str, Any] = {
+        "kind": KIND,
+        "study_version": STUDY_VERSION,
+        **{k: v for k, v in description(base, describe_environment(device)).items() if k != "scheme"},
+        "graph": graph_record(graph),
+        "draws": draws,
+        "rounding_draws": ROUNDING_DRAWS,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    epochs = base.recipe.epochs
+    weights = FixedWeights.trained(
+        graph, base.recipe, device, base.seed, lambda epoch: report(f"FP32, epoch {epoch} of {epochs}")
+    )
+    document["schemes"] = _study_schemes(weights, schemes, draws, report)
+    document["wall_seconds"] = time.monotonic() - begun
+    return document
+
+
+def _study_schemes(
+    weights: FixedWeights, schemes: Sequence[Scheme], draws: int, report: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    found = []
+    stored: dict[Scheme, list[dict[str, Any]]] = {}
+    for scheme in dict.fromkeys(schemes):
+        name = str(scheme)
+
+        def tell(what: object, name: str = name) -> None:
+            report(f"{name}: {what}")
+
+        noise = measure_gradient_noise(weights, scheme, draws, lambda draw: tell(f"gradient, draw {draw} of {draws}"))
+        # Level tables are compared on equal values, so schemes that differ in them alone store alike.
+        alike = replace(scheme, name="blockwise", levels="uniform", dropout="bit") if scheme.compresses else scheme
+        if alike not in stored:
+            stored[alike] = [_call_record(call) for call in study_calls(weights, scheme, ROUNDING_DRAWS, tell)]
+        found.append(
+            {
+                "scheme": scheme.as_record(),
+                "saved_bytes": weights.saved_bytes(compress(scheme, seed=0)),
+                "noise": _noise_record(noise),
+                "calls": stored[alike],
+            }
+        )
+    return found
+
+
+def _noise_record(found: GradientNoise) -> dict[str, Any]:
+    tensors = [{"parameter": name, **asdict(noise)} for name, noise in found.tensors.items()]
+    return {"squared_norm": found.squared_norm, **asdict(found.whole), "tensors": tensors}
+
+
+def _call_record(call: CallFound) -> dict[str, Any]:
+    return asdict(call) | {"normal_over_uniform": call.normal_over_uniform}
+
+
+def graph_record(graph: Graph) -> dict[str, Any]:
+    """What a study says of its graph."""
+    return {
+        "nodes": graph.nodes,
+        "edges": graph.edges,
+        "features": graph.features,
+        "classes": graph.classes,
+        "synthetic": graph.synthetic,
+    }
+
+
+def is_study(path: Path) -> bool:
+    """Whether the file is a study; what cannot be read is none."""
+    try:
+        # A file of records is not read twice: the first line of a study is not a whole value, or is all there is.
+        with path.open("rb") as file:
+            beginning = file.read(64)
+        return b'"kind"' in beginning and f'"{KIND}"'.encode() in beginning
+    except OSError:
+        return False
+
+
+def read_study(path: Path) -> Study:
+    """The study in `path`; raises `OutputError`, one sentence, if it is damaged."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OutputError(f"{path} is no whole analysis: make it again with `actbench analyze`.") from error
+    document = printable(document)
+    problem = _problem(document)
+    if problem:
+        raise OutputError(f"{path} has no usable {problem!r}: make it again with `actbench analyze`.")
+    return Study(document, printable(str(path)))
+
+
+def match_studies(studies: Iterable[Study], keys: Iterable[str]) -> dict[str, list[Study]]:
+    """Studies by their key; raises `UsageError` for one that is of none of `keys`."""
+    known = list(keys)
+    by_key: dict[str, list[Study]] = {}
+    for study in studies:
+        if study.key not in known:
+            raise UsageError(
+                f"{study.file} analyses {study.document['dataset']} under {study.document['model']} with a recipe that "
+                "none of the records have: name records of the same, or leave it out."
+            )
+        by_key.setdefault(study.key, []).append(study)
+    return by_key
+
+
+Shape = Callable[[Any], bool] | dict[str, Any] | list[Any]
+"""What a JSON value must be: a test; an object with at least these fields; or a list of values of one shape."""
+
+
+def _has_shape(value: Any, shape: Shape) -> bool:
+    if isinstance(shape, dict):
+        return isinstance(value, dict) and all(_has_shape(value.get(name), each) for name, each in shape.items())
+    if isinstance(shape, list):
+        return isinstance(value, list) and all(_has_shape(each, shape[0]) for each in value)
+    return shape(value)
+
+
+def _optional(shape: Shape) -> Shape:
+    return lambda value: value is None or _has_shape(value, shape)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_truth(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_bits(value: Any) -> bool:
+    return is_figure(value) and value in BITS
+
+
+def _by_levels(shape: Shape) -> Shape:
+    """An object with a value for every level table, or with none."""
+    return lambda value: value == {} or _has_shape(value, dict.fromkeys(LEVELS, shape))
+
+
+_ESTIMATE: Final = {"mean": is_figure, "standard_error": is_figure}
+_PARTS: Final = ("total", "projection", "rounding", "cross", "bias")
+_NOISE: Final = {"share": is_figure, **dict.fromkeys(_PARTS, _ESTIMATE), "own": _optional(_ESTIMATE)}
+_LEVELS_FOUND: Final = {
+    **dict.fromkeys(("if_uniform", "expected", "measured", "measured_standard_error", "error"), is_figure),
+    "if_normal": _optional(is_figure),
+}
+_CALL: Final = {
+    "call": _is_text,
+    **dict.fromkeys(("rows", "width", "block_length", "rms"), is_figure),
+    "projected": _is_truth,
+    "bits": _is_bits,
+    "histogram": [is_figure],
+    "divergence": _by_levels(_optional(is_figure)),
+    "levels": _by_levels(_LEVELS_FOUND),
+    "blocks": [{"length": is_figure, "saved_bytes": is_figure, "error": dict.fromkeys(LEVELS, is_figure)}],
+    "normal_over_uniform": _optional(is_figure),
+}
+_SHAPES: Final[dict[str, Shape]] = {
+    "kind": lambda value: value == KIND,
+    "study_version": lambda value: value == STUDY_VERSION,
+    "dataset": _is_text,
+    "digest": _optional(_is_text),
+    "model": _is_text,
+    "seed": is_figure,
+    "recipe": dict.fromkeys(("epochs", "layers", "hidden"), is_figure),
+    "environment": {"device_name": _is_text},
+    "graph": {"synthetic": _is_truth},
+    "draws": is_figure,
+    "rounding_draws": is_figure,
+    "schemes": [
+        {
+            "scheme": {"name": _is_text},
+            "saved_bytes": is_figure,
+            "noise": {**_NOISE, "tensors": [{"parameter": _is_text, **_NOISE}]},
+            "calls": [_CALL],
+        }
+    ],
+}
+
+
+def _problem(document: Any) -> str | None:
+    """The first field that a report could not use."""
+    if not isinstance(document, dict):
+        return "kind"
+    return next((field for field, shape in _SHAPES.items() if not _has_shape(document.get(field), shape)), None)
