@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
-from actbench.compress import Compression, Ledger
+from actbench.compress import Compression, Ledger, compress
 from actbench.errors import ActbenchError
 from actbench.graphs import Graph
+from actbench.scheme import Scheme
 from actbench.training import Recipe, Trainer
 
 
@@ -47,40 +48,38 @@ class FixedWeights:
             report(epoch)
         return FixedWeights(trainer, seed)
 
-    def forward(
-        self,
-        around_forward: AbstractContextManager[object] = nullcontext(),  # noqa: B008
-    ) -> Tensor:
-        """The training loss, a scalar with its graph."""
+    def compress(self, scheme: Scheme, seed: int) -> Compression:
+        """The context that this network's forward passes under `scheme` belong in, with noise of `seed`."""
+        return compress(scheme, seed, self.trainer.resident)
+
+    def forward(self, compression: Compression | None = None, ledger: Ledger | None = None) -> Tensor:
+        """The training loss, a scalar with its graph; `ledger` counts what the model's forward pass keeps."""
         device = self.trainer.x.device
+
+        @contextmanager
+        def around_forward() -> Iterator[None]:
+            with compression or nullcontext(), ledger or nullcontext():
+                yield
+
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self._mask_seed)
-            return self.trainer.loss(around_forward)
+            return self.trainer.loss(around_forward(), compression.around_loss if compression else nullcontext())
 
-    def gradients(
-        self,
-        around_forward: AbstractContextManager[object] = nullcontext(),  # noqa: B008
-    ) -> dict[str, Tensor]:
+    def gradients(self, compression: Compression | None = None) -> dict[str, Tensor]:
         """The loss's gradient by every parameter, by name; raises `ActbenchError` if one is not finite."""
         named = {name: p for name, p in self.trainer.network.named_parameters() if p.requires_grad}
-        found = torch.autograd.grad(self.forward(around_forward), list(named.values()), allow_unused=True)
+        found = torch.autograd.grad(self.forward(compression), list(named.values()), allow_unused=True)
         gradients = {name: g for name, g in zip(named, found, strict=True) if g is not None}
-        if isinstance(around_forward, Compression):
-            around_forward.check()
+        if compression:
+            compression.check()
         for name, gradient in gradients.items():
             if not bool(torch.isfinite(gradient).all()):
                 raise ActbenchError(f"The gradient of {name} is not finite: lower the learning rate or use more bits.")
         return gradients
 
-    def saved_bytes(self, around_forward: AbstractContextManager[object]) -> int:
-        """Saved-for-backward bytes of a forward pass inside `around_forward`, measured, without the loss."""
+    def saved_bytes(self, scheme: Scheme) -> int:
+        """Saved-for-backward bytes of a forward pass under `scheme`, measured, without the loss."""
         ledger = Ledger(exclude=self.trainer.resident)
-
-        @contextmanager
-        def counted() -> Iterator[None]:
-            with around_forward, ledger:
-                yield
-
-        # What is kept is counted when the ledger closes, while the loss still holds it.
-        self.forward(counted())
+        # What is kept is counted when the ledger closes, while the pass still holds it.
+        self.forward(self.compress(scheme, 0), ledger)
         return ledger.total_bytes

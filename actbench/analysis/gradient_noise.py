@@ -23,7 +23,6 @@ from torch import Tensor
 
 from actbench.analysis.fixed_weights import FixedWeights
 from actbench.analysis.substitution import Substituted, unrounded
-from actbench.compress import compress
 from actbench.compress.saved import Kept
 from actbench.errors import ActbenchError
 from actbench.scheme import Scheme
@@ -85,7 +84,7 @@ def measure_gradient_noise(
     deviations: dict[str, list[Tensor]] = {name: [] for name in exact_gradients}
     squares: dict[str, list[Squares]] = {name: [] for name in exact_gradients}
     for seed in range(draws):
-        noisy = weights.gradients(compress(scheme, seed=seed))
+        noisy = weights.gradients(weights.compress(scheme, seed))
         projected = weights.gradients(Substituted(scheme, seed, unrounded)) if projects else exact_gradients
         for name, g in exact_gradients.items():
             deviation, by_projection = (found[name].double() - g.double() for found in (noisy, projected))

@@ -16,7 +16,6 @@ from actbench.analysis.distribution import CallFound, study_calls
 from actbench.analysis.fixed_weights import FixedWeights
 from actbench.analysis.gradient_noise import GradientNoise, measure_gradient_noise
 from actbench.analysis.untrusted import is_figure, printable
-from actbench.compress import compress
 from actbench.errors import OutputError, UsageError
 from actbench.graphs import Graph, load
 from actbench.meters import describe_environment
@@ -103,7 +102,7 @@ def _study_schemes(
         found.append(
             {
                 "scheme": scheme.as_record(),
-                "saved_bytes": weights.saved_bytes(compress(scheme, seed=0)),
+                "saved_bytes": weights.saved_bytes(scheme),
                 "noise": _noise_record(noise),
                 "calls": stored[alike],
             }

@@ -24,10 +24,10 @@ class Substituted(Compression):
         super().__init__(scheme, seed)
         self._substitute = substitute
 
-    def keep(self, operation: str, rows: int, width: int, dtype: torch.dtype, projected: bool) -> Kept:
-        """What `substitute` makes of how the scheme keeps that input."""
+    def keep(self, operation: str, rows: int, width: int, dtype: torch.dtype, projected: bool) -> Kept | None:
+        """What `substitute` makes of how the scheme keeps that input; None where it is kept as it is anyway."""
         kept = super().keep(operation, rows, width, dtype, projected)
-        return self._substitute(f"{operation} {self._calls[operation]}", kept)
+        return kept and self._substitute(f"{operation} {self._calls[operation]}", kept)
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,13 @@ from actbench.cli.options import (
     expand_home,
 )
 from actbench.cli.output import write_whole
+from actbench.compress import require_calls
 from actbench.errors import ActbenchError, OutputError
+from actbench.models import operations
 from actbench.report import open_stderr, open_stdout
 from actbench.report.phrases import Language, word
 from actbench.report.study import study_table
-from actbench.runs import Job, RecordFile, digest_of, is_out_of_memory, resolve_device
+from actbench.runs import Job, RecordFile, digest_of, is_out_of_memory, require_device, resolve_device
 from actbench.scheme import Scheme
 from actbench.training import recipe_for
 
@@ -83,7 +85,11 @@ def analyze(
     recipe = recipe_for(dataset, model).overridden(
         layers=layers, hidden=hidden, dropout=dropout, batch_norm=batch_norm, learning_rate=learning_rate
     )
+    trace = operations(recipe.architecture, 1, 1, 1)
+    for each in schemes:
+        require_calls(trace, each)
     chosen = resolve_device(device)
+    require_device(schemes, chosen)
     if output is not None:
         _check_replaceable(output)
     if charts is not None:

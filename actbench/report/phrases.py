@@ -225,7 +225,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "study.measured": ("the values", "実際の値"),
     "study.bytes": ("all inputs, MiB", "全入力 MiB"),
     "study.projected": ("{shape} projected", "{shape}（射影後）"),
-    "study.exact": ("its gradient is 0", "勾配が0"),
+    "study.exact": ("its gradient vanishes", "勾配がゼロ"),
     "study.note.weights": (
         "Weights after {epochs} of FP32 training (seed {seed}); one dropout mask for all; mean ± standard error over "
         "{draws} draws of a scheme's noise{source}.",
@@ -236,8 +236,8 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "study.note.no_source": ("", ""),
     "study.note.split": (
         "Noise is the sum of projection alone, of rounding given the projection, and of a cross term whose expectation "
-        "is 0 where rounding is unbiased. An estimated bias may fall below 0 by its standard error.",
-        "ノイズは、射影だけの分、射影を固定した丸めの分、交差項の和。丸めに偏りがなければ交差項の期待値は0。"
+        "is zero where rounding is unbiased. An estimated bias may fall below zero by its standard error.",
+        "ノイズは、射影だけの分、射影を固定した丸めの分、交差項の和。丸めに偏りがなければ交差項の期待値はゼロ。"
         "偏りの推定値は標準誤差の範囲で負にもなる。",
     ),
     "study.note.tensors": (
@@ -282,9 +282,9 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "{dataset}は生成グラフで、活性化マップの値は実データのものではない。",
     ),
     "study.chart.values.note": (
-        "Bars: share of the values in each bin from a block's minimum (0) to its maximum (1), on a logarithmic scale. "
-        "Lines: uniform, and the paper's clipped normal with what is clipped in the outer bins.",
-        "縦軸は対数目盛。棒はブロックの最小値（0）から最大値（1）までの各区間にある値の割合。線は一様分布と論文の切断正規分布"
+        "Bars: share of the values in each bin from a block's minimum (left) to its maximum (right), on a logarithmic "
+        "scale. Lines: uniform, and the paper's clipped normal with what is clipped in the outer bins.",
+        "縦軸は対数目盛。棒はブロックの最小値（左端）から最大値（右端）までの各区間にある値の割合。線は一様分布と論文の切断正規分布"
         "（両端に切断分を含む）。",
     ),
     "study.chart.noise.note": (

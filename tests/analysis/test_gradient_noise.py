@@ -1,6 +1,5 @@
 """Gradient noise against closed forms and brute force, within five standard errors of the draws themselves."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -128,10 +127,20 @@ def test_a_bias_before_batch_norm_has_no_gradient_of_its_own_to_compare_with(
     assert tensors["convs.2.lin_l.bias"].own == Estimate(0, 0)
 
 
-def test_fp32_has_no_noise_at_all_under_equal_dropout_masks() -> None:
-    found = measure_gradient_noise(fixed(tiny(), layers=2, dropout=0.5), Scheme.parse("fp32"), 3)
-    for noise in (found.whole, *found.tensors.values()):
-        assert noise.total == noise.projection == noise.rounding == noise.cross == noise.bias == Estimate(0, 0)
+def test_what_keeps_all_as_it_is_has_no_noise_at_all_under_equal_dropout_masks() -> None:
+    weights = fixed(tiny(), layers=2, dropout=0.5)
+    untouched = "/".join(("exact", *(f"linear{call}:bits=32" for call in range(1, 5)), "batch_norm1:bits=32"))
+    for text in ("fp32", "checkpoint", untouched):
+        found = measure_gradient_noise(weights, Scheme.parse(text), 3)
+        for noise in (found.whole, *found.tensors.values()):
+            assert noise.total == noise.projection == noise.rounding == noise.cross == noise.bias == Estimate(0, 0)
+
+
+def test_autocast_rounds_alike_every_time_so_all_of_its_noise_is_bias() -> None:
+    whole = measure_gradient_noise(fixed(tiny(), layers=2), Scheme.parse("bf16"), 3).whole
+    assert whole.total.mean > 0
+    assert whole.total.standard_error == 0
+    assert whole.bias.mean == pytest.approx(whole.total.mean, rel=1e-12)
 
 
 def test_measuring_draws_nothing_from_the_users_generator_and_changes_no_weight() -> None:
@@ -148,7 +157,7 @@ def test_kept_exactly_the_gradient_is_fp32s_and_projected_it_is_times_p_p_transp
     scheme = Scheme.parse("exact:projection=3")
     g, kept, projected = (
         weights.gradients(context)["convs.0.lin_r.weight"].double()
-        for context in (nullcontext(), Substituted(scheme, 7, exact), Substituted(scheme, 7, unrounded))
+        for context in (None, Substituted(scheme, 7, exact), Substituted(scheme, 7, unrounded))
     )
     # A float32 sum of n products is within n · 2**-24 times their magnitudes: Σ|∂z_i| < 1 and |x| <= 12.
     assert float((kept - g).abs().max()) <= 2 * 90 * 2.0**-24 * 12
