@@ -9,7 +9,7 @@ such units.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -197,6 +197,15 @@ def rounding_variance(t: Tensor, edges: tuple[float, ...]) -> tuple[Tensor, Tens
     # Up by `up` with probability down / width, down by `down` with the rest: E e⁴ = down · up (down³ + up³) / width,
     # and (down³ + up³) / width = width² - 3 down · up.
     return variance, variance * ((down + up) ** 2 - 4 * variance)
+
+
+def expected_squares(values: Tensor, packing: Packing, names: Iterable[str] = LEVELS) -> dict[str, Tensor]:
+    """The expected squared rounding error of every element of `values`, float32 in a row, by level table."""
+    _, minimum, scale = quantize(values, packing, 0, 0)
+    low, step = (each.float().repeat_interleave(packing.block_length)[: values.numel()] for each in (minimum, scale))
+    t = torch.where(step > 0, (values.reshape(-1).float() - low) / step, 0).clamp_(0, _top(packing))
+    tables = {name: level_table(name, packing.bits, packing.block_length) for name in names}
+    return {name: rounding_variance(t, edges)[0] * step**2 for name, edges in tables.items()}
 
 
 def _study_levels(values: Tensor, kept: Kept, packing: Packing, edges: tuple[float, ...], draws: int) -> LevelsFound:

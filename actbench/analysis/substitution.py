@@ -72,6 +72,26 @@ class Seen(Kept):
         return super().pack(x)
 
 
+@dataclass(frozen=True)
+class Probed(Exact):
+    """Kept as it is; x is shown when it is kept, and x with the left factor when a weight's gradient is made of it."""
+
+    see_input: Callable[[Tensor], object] | None = None
+    see_product: Callable[[Tensor, Tensor], object] | None = None
+
+    def pack(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Show x, then keep it."""
+        if self.see_input:
+            self.see_input(x.detach())
+        return super().pack(x)
+
+    def left_product(self, left: Tensor, packed: tuple[Tensor, ...]) -> Tensor:
+        """Show x and `left`, then multiply them."""
+        if self.see_product:
+            self.see_product(packed[0], left)
+        return super().left_product(left, packed)
+
+
 def unrounded(call: str, kept: Kept) -> Kept:
     """A substitute: every input projected as the scheme says and not rounded."""
     return Unrounded(**_fields(kept))
@@ -85,6 +105,15 @@ def exact(call: str, kept: Kept) -> Kept:
 def seen(kept: Kept, see: Callable[[Tensor], None]) -> Kept:
     """`kept`, shown to `see`."""
     return Seen(**_fields(kept), see=see)
+
+
+def probed(
+    kept: Kept,
+    see_product: Callable[[Tensor, Tensor], object] | None,
+    see_input: Callable[[Tensor], object] | None = None,
+) -> Kept:
+    """The input that `kept` is of, as it is, shown to one or the other."""
+    return Probed(**_fields(kept), see_input=see_input, see_product=see_product)
 
 
 def _fields(kept: Kept) -> dict[str, Any]:

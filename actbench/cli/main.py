@@ -20,6 +20,7 @@ from actbench.cli.options import INTERRUPTED, PIPE_CLOSED
 from actbench.cli.report import report
 from actbench.cli.reproduce import reproduce
 from actbench.cli.run import run
+from actbench.cli.tune import tune
 from actbench.errors import ActbenchError, OutputError
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.command()(kernels)
 app.command()(estimate)
 app.command()(report)
 app.command()(analyze)
+app.command()(tune)
 app.command()(check)
 app.command()(baseline)
 app.command()(reproduce)
