@@ -188,15 +188,27 @@ def _normalised(
         first = last
 
 
-def rounding_variance(t: Tensor, edges: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Variance (t - l)(h - t) of stochastic rounding of every element and the variance of its squared error."""
+def rounding_variance(t: Tensor, edges: tuple[float, ...]) -> Tensor:
+    """Variance (t - l)(h - t) of stochastic rounding of every element."""
+    low, high = _bins(t, edges)
+    return (t - low).mul_(high - t)
+
+
+def squared_error_variance(t: Tensor, edges: tuple[float, ...]) -> Tensor:
+    """Variance of the squared error of stochastic rounding of every element.
+
+    Up by `up` with probability down / width, down by `down` with the rest: E e⁴ = down · up (down³ + up³) / width, and
+    (down³ + up³) / width = width² - 3 down · up.
+    """
+    low, high = _bins(t, edges)
+    variance = (t - low) * (high - t)
+    return variance * ((high - low) ** 2 - 4 * variance)
+
+
+def _bins(t: Tensor, edges: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     table = torch.tensor(edges, dtype=t.dtype, device=t.device)
     lower = torch.bucketize(t, table[1:-1], right=True)
-    down, up = t - table[lower], table[lower + 1] - t
-    variance = down * up
-    # Up by `up` with probability down / width, down by `down` with the rest: E e⁴ = down · up (down³ + up³) / width,
-    # and (down³ + up³) / width = width² - 3 down · up.
-    return variance, variance * ((down + up) ** 2 - 4 * variance)
+    return table[lower], table[lower + 1]
 
 
 def expected_squares(values: Tensor, packing: Packing, names: Iterable[str] = LEVELS) -> dict[str, Tensor]:
@@ -205,7 +217,7 @@ def expected_squares(values: Tensor, packing: Packing, names: Iterable[str] = LE
     low, step = (each.float().repeat_interleave(packing.block_length)[: values.numel()] for each in (minimum, scale))
     t = torch.where(step > 0, (values.reshape(-1).float() - low) / step, 0).clamp_(0, _top(packing))
     tables = {name: level_table(name, packing.bits, packing.block_length) for name in names}
-    return {name: rounding_variance(t, edges)[0] * step**2 for name, edges in tables.items()}
+    return {name: rounding_variance(t, edges).mul_(step).mul_(step) for name, edges in tables.items()}
 
 
 def _study_levels(values: Tensor, kept: Kept, packing: Packing, edges: tuple[float, ...], draws: int) -> LevelsFound:
@@ -217,10 +229,10 @@ def _study_levels(values: Tensor, kept: Kept, packing: Packing, edges: tuple[flo
         for (t, rounded), scale in _normalised((values, dequantize(packed, packing)), packed, packing):
             measured += _sum((rounded - t).square_()) / draws
             if draw == 0:
-                variance, of_square = rounding_variance(t, edges)
+                variance = rounding_variance(t, edges)
                 elements += t.numel()
                 expected += _sum(variance)
-                spread += _sum(of_square)
+                spread += _sum(squared_error_variance(t, edges))
                 absolute += _sum(variance * scale**2)
     normal = packing.block_length >= _SHORTEST_NORMAL_BLOCK
     return LevelsFound(
@@ -243,7 +255,7 @@ def _study_block(values: Tensor, packing: Packing, length: int) -> BlockFound:
     packed = quantize(values, packing, 0, 0)
     for (t,), scale in _normalised((values,), packed, packing):
         for name, edges in tables.items():
-            squares[name] += _sum(rounding_variance(t, edges)[0] * scale**2)
+            squares[name] += _sum(rounding_variance(t, edges) * scale**2)
     error = {name: math.sqrt(square / values.numel()) for name, square in squares.items()}
     return BlockFound(length, packing.layout.total_bytes, error)
 

@@ -33,7 +33,7 @@ from actbench.quant import Packing, Projection
 from actbench.quant.layout import projected_width
 from actbench.scheme import BITS, LEVELS, PROJECTED, UNTOUCHED, Block, Override, Scheme
 
-BLOCKS: Final = (32, 64, 128, 256, 512, 1024)
+BLOCKS: Final = (32, 64, 128, 256, 1024)
 PROJECTIONS: Final = (1, 2, 4, 8)
 _SAMPLED_ELEMENTS: Final = 2**18
 """Stored values that rounding variances are counted on, of larger inputs evenly spaced runs of rows."""
@@ -127,17 +127,12 @@ def tune(
     """
     if (budget_bytes is None) == (max_noise is None):
         raise ValueError("give a budget or a bound of noise")
-    other_bytes, found = _candidates(batches, draws, report)
+    other_bytes, found = _candidates(batches, draws, budget_bytes, report)
     by_noise = {call: [knapsack.Option(c.noise, c.saved_bytes) for c in each] for call, each in found.items()}
     tried = [_measured(batches, scheme, draws, report) for scheme in beside]
     if budget_bytes is not None:
         chosen = knapsack.choose(list(by_noise.values()), budget_bytes - other_bytes)
-        if chosen is None:
-            least = other_bytes + sum(min(c.saved_bytes for c in each) for each in found.values())
-            raise UsageError(
-                f"--budget {budget_bytes} bytes is less than any scheme here keeps: give at least {least} bytes, or a "
-                "smaller network."
-            )
+        assert chosen is not None
         best = _try(batches, found, chosen, other_bytes, draws, report)
         tried.append(best)
     else:
@@ -227,7 +222,7 @@ def _measured(batches: Sequence[FixedWeights], scheme: Scheme, draws: int, repor
 
 
 def _candidates(
-    batches: Sequence[FixedWeights], draws: int, report: Callable[[str], None]
+    batches: Sequence[FixedWeights], draws: int, budget_bytes: int | None, report: Callable[[str], None]
 ) -> tuple[int, dict[str, list[Candidate]]]:
     """Bytes that no choice changes, and the candidates of every call in the order of the forward pass."""
     weights = batches[0]
@@ -242,7 +237,13 @@ def _candidates(
         found[call] = [Candidate(Choice(UNTOUCHED), untouched, 0.0, measured=False)]
     # What is there anyway, as the data, is kept as it is for nothing.
     open_calls = [call for call in shapes if found[call][0].saved_bytes > 0]
-    reckoned = [_reckon(each, open_calls, report) for each in batches]
+    least = other_bytes + sum(min(found[call][0].saved_bytes, _least_bytes(call, shapes[call])) for call in shapes)
+    if budget_bytes is not None and budget_bytes < least:
+        raise UsageError(
+            f"--budget {budget_bytes} bytes is less than any scheme here keeps: give at least {least} bytes, or a "
+            "smaller network."
+        )
+    reckoned = [reckon(each, open_calls, seed, report) for seed, each in enumerate(batches)]
     gradients = [each.gradients() for each in batches]
     for call in open_calls:
         means = {c: sum(each[call][c] for each in reckoned) / len(reckoned) for c in reckoned[0][call]}
@@ -257,6 +258,11 @@ def _bytes_of(shape: tuple[int, int], choice: Choice) -> int:
     rows, width = shape
     stored = torch.Size((rows, projected_width(width, choice.projection)))
     return Packing.of(stored, torch.float32, _scheme_of_choice(choice)).layout.total_bytes
+
+
+def _least_bytes(call: str, shape: tuple[int, int]) -> int:
+    ratio = max(PROJECTIONS) if _place(call)[0] in PROJECTED else 1
+    return _bytes_of(shape, Choice(min(BITS), max(BLOCKS), ratio))
 
 
 def _scheme_of_choice(choice: Choice) -> Scheme:
@@ -275,10 +281,13 @@ def _shapes(weights: FixedWeights) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _reckon(
-    weights: FixedWeights, calls: Sequence[str], report: Callable[[str], None]
+def reckon(
+    weights: FixedWeights, calls: Sequence[str], seed: int, report: Callable[[str], None] = lambda text: None
 ) -> dict[str, dict[Choice, float]]:
-    """Of every one of `calls` and choice the noise over ‖g‖², or for other than linears Σ Var x̂, from one backward pass."""
+    """Noise over ‖g‖², or Σ Var x̂ of other than linears, of every choice of `calls`, from one backward pass.
+
+    The rounding's part is that under the projections of `seed`.
+    """
     found: dict[str, dict[Choice, float]] = {}
 
     def substitute(call: str, kept: Kept) -> Kept:
@@ -288,7 +297,7 @@ def _reckon(
             return probed(kept, lambda x, left: found.update({call: _reckon_linear(x, left, kept, report)}))
         return probed(kept, None, lambda x: found.update({call: _reckon_other(x, report)}))
 
-    gradients = weights.gradients(Substituted(Scheme.parse("int8"), 0, substitute))
+    gradients = weights.gradients(Substituted(Scheme.parse("int8"), seed, substitute))
     norm = sum(float(g.double().square().sum()) for g in gradients.values())
     return {
         call: {c: v / norm if _place(call)[0] in PROJECTED else v for c, v in each.items()}
@@ -333,8 +342,8 @@ def _rounded(u: Tensor, ratio: int) -> list[tuple[Choice, Tensor]]:
     found = []
     for bits in BITS:
         for block in BLOCKS:
-            # A block is no longer than the tensor, and one bit has one level table.
-            names = LEVELS if bits > 1 else LEVELS[:1]
+            # One bit has one level table, and eight are rounded so finely that other levels do not pay.
+            names = LEVELS if bits in (2, 4) else LEVELS[:1]
             packing = Packing.of(u.shape, u.dtype, _scheme_of_choice(Choice(bits, block)))
             squares = expected_squares(u, packing, names)
             found += [(Choice(bits, block, ratio, name), squares[name]) for name in names]

@@ -16,6 +16,7 @@ from actbench.analysis.distribution import (
     CallFound,
     jensen_shannon,
     rounding_variance,
+    squared_error_variance,
     study,
     study_calls,
 )
@@ -71,7 +72,7 @@ def test_variance_on_uniform_values_is_the_integral_and_the_papers_loss(block: i
 def test_variance_of_an_element_and_of_its_squared_error_are_the_two_outcomes() -> None:
     edges = level_table("clipped-normal", 2, 64)
     t = torch.linspace(0, 3, 301, dtype=torch.float64)
-    variance, of_square = rounding_variance(t, edges)
+    variance, of_square = rounding_variance(t, edges), squared_error_variance(t, edges)
     for value, found, spread in zip(t.tolist(), variance.tolist(), of_square.tolist(), strict=True):
         low, high = max(e for e in edges[:-1] if e <= value), min(e for e in edges[1:] if e > value or e == edges[-1])
         chance = (value - low) / (high - low)
