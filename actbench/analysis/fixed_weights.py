@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -54,16 +54,15 @@ class FixedWeights:
 
     def forward(self, compression: Compression | None = None, ledger: Ledger | None = None) -> Tensor:
         """The training loss, a scalar with its graph; `ledger` counts what the model's forward pass keeps."""
-        device = self.trainer.x.device
-
-        @contextmanager
-        def around_forward() -> Iterator[None]:
-            with compression or nullcontext(), ledger or nullcontext():
-                yield
-
+        trainer = self.trainer
+        device = trainer.x.device
+        trainer.network.train()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self._mask_seed)
-            return self.trainer.loss(around_forward(), compression.around_loss if compression else nullcontext())
+            with compression or nullcontext(), ledger or nullcontext():
+                logits = trainer.network(trainer.x, trainer.adjacency)
+            with compression.around_loss if compression else nullcontext():
+                return trainer.loss(logits[trainer.train], trainer.y[trainer.train])
 
     def gradients(self, compression: Compression | None = None) -> dict[str, Tensor]:
         """The loss's gradient by every parameter, by name; raises `ActbenchError` if one is not finite."""

@@ -22,6 +22,7 @@ from actbench.meters import describe_environment
 from actbench.runs import Job
 from actbench.runs.job import description
 from actbench.scheme import BITS, LEVELS, Scheme
+from actbench.training import Recipe, recipe_for
 
 KIND: Final = "analysis"
 STUDY_VERSION: Final = 1
@@ -70,6 +71,7 @@ def run_study(
         "study_version": STUDY_VERSION,
         **{k: v for k, v in description(base, describe_environment(device)).items() if k != "scheme"},
         "graph": graph_record(graph),
+        "unusual": _unusual(base.recipe.as_record(), recipe_for(base.dataset, base.recipe.architecture.model)),
         "draws": draws,
         "rounding_draws": ROUNDING_DRAWS,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -117,6 +119,12 @@ def _noise_record(found: GradientNoise) -> dict[str, Any]:
 
 def _call_record(call: CallFound) -> dict[str, Any]:
     return asdict(call) | {"normal_over_uniform": call.normal_over_uniform}
+
+
+def _unusual(recipe: dict[str, Any], usual: Recipe) -> dict[str, Any]:
+    """The settings that are not the data set's own, but for those that every heading names."""
+    own = usual.as_record()
+    return {k: v for k, v in recipe.items() if k not in ("layers", "hidden", "epochs", "source") and v != own[k]}
 
 
 def graph_record(graph: Graph) -> dict[str, Any]:
@@ -229,6 +237,7 @@ _SHAPES: Final[dict[str, Shape]] = {
     "recipe": dict.fromkeys(("epochs", "layers", "hidden"), is_figure),
     "environment": {"device_name": _is_text},
     "graph": {"synthetic": _is_truth},
+    "unusual": lambda value: isinstance(value, dict),
     "draws": is_figure,
     "rounding_draws": is_figure,
     "schemes": [

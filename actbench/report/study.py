@@ -34,8 +34,10 @@ def study_subject(study: Study) -> Sentence:
     """What a study is of: data set, labelled where generated, model, recipe and device."""
     document, recipe = study.document, study.document["recipe"]
     name = Sentence("generated" if document["graph"]["synthetic"] else "real", {"dataset": document["dataset"]})
-    values = {"dataset": name, "model": document["model"], "epochs": epochs_of(study)}
+    values: dict[str, str | Sentence] = {"dataset": name, "model": document["model"], "epochs": epochs_of(study)}
     values |= {"layers": str(recipe["layers"]), "hidden": str(recipe["hidden"])}
+    differing = ", ".join(f"{key} {value}" for key, value in document["unusual"].items())
+    values["distinction"] = Sentence("distinction", {"text": differing}) if differing else ""
     return Sentence("subject", values | {"device": document["environment"]["device_name"]})
 
 

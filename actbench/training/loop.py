@@ -57,8 +57,12 @@ class Trainer:
 
         Returns the training loss. Raises `FloatingPointError` if it is not finite, before any weight changes.
         """
+        self.network.train()
         self.optimizer.zero_grad()
-        loss = self.loss(around_forward, around_loss)
+        with around_forward:
+            logits = self.network(self.x, self.adjacency)
+        with around_loss:
+            loss = self.loss(logits[self.train], self.y[self.train])
         value = float(loss.detach())
         if value != value or value in (float("inf"), float("-inf")):
             raise FloatingPointError(f"the training loss is {value}: lower the learning rate or use more bits.")
@@ -67,18 +71,6 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
         self.optimizer.step()
         return value
-
-    def loss(
-        self,
-        around_forward: AbstractContextManager[object] = nullcontext(),  # noqa: B008
-        around_loss: AbstractContextManager[object] = nullcontext(),  # noqa: B008
-    ) -> Tensor:
-        """The training loss at the weights as they are, a scalar with its graph."""
-        self.network.train()
-        with around_forward:
-            logits = self.network(self.x, self.adjacency)
-        with around_loss:
-            return self._loss(logits[self.train], self.y[self.train])
 
     @torch.no_grad()
     def evaluate(self) -> Scores:
@@ -90,7 +82,8 @@ class Trainer:
         )
         return Scores(train, valid, test)
 
-    def _loss(self, logits: Tensor, y: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The training loss of logits [n, classes] against their labels, a scalar with its graph."""
         if self.task == "multi-label":
             return F.binary_cross_entropy_with_logits(logits, y)
         return F.cross_entropy(logits, y)

@@ -8,7 +8,7 @@ from rich.console import Console
 from actbench.analysis.comparison import compare
 from actbench.report import formats
 from actbench.report.phrases import say, word
-from actbench.report.study import estimate_text, groups, study_sheets, study_table
+from actbench.report.study import estimate_text, groups, study_sheets, study_subject, study_table
 from actbench.report.study_charts import draw_study_charts
 from tests.analysis.studies import study
 from tests.analysis.test_comparison import located
@@ -33,6 +33,15 @@ def test_tables_name_every_scheme_parameter_and_call_and_that_the_graph_is_gener
     assert "is a generated graph: its activations are not those of the real data" in text
     assert "Values in their blocks · blockwise, blockwise-vm" in text
     assert "over 3 draws of a scheme's noise (analysis.json)" in text
+
+
+def test_settings_that_are_not_the_recipes_are_in_the_title() -> None:
+    assert (
+        say(study_subject(study()), "en")
+        == "synthetic:arxiv@0.002 (generated graph) · sage 3 x 16 · 1 epoch · "
+        + (study().document["environment"]["device_name"])
+    )
+    assert " · 1 epoch · dropout 0.0 · " in say(study_subject(study(unusual={"dropout": 0.0})), "en")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -93,7 +93,7 @@ def test_checkpoint_trains_and_scores_as_fp32_does_to_the_bit() -> None:
 
 def test_bf16_trains_forward_and_loss_under_autocast_and_is_scored_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, bool]] = []
-    loss, evaluate = Trainer._loss, Trainer.evaluate
+    loss, evaluate = Trainer.loss, Trainer.evaluate
 
     def watched_loss(self: Trainer, *arguments: Any) -> torch.Tensor:
         seen.append(("loss", torch.is_autocast_enabled("cpu")))
@@ -103,7 +103,7 @@ def test_bf16_trains_forward_and_loss_under_autocast_and_is_scored_in_fp32(monke
         seen.append(("evaluate", torch.is_autocast_enabled("cpu")))
         return evaluate(self)
 
-    monkeypatch.setattr(Trainer, "_loss", watched_loss)
+    monkeypatch.setattr(Trainer, "loss", watched_loss)
     monkeypatch.setattr(Trainer, "evaluate", watched_evaluate)
     record = measure(example_job("bf16", epochs=2), ignore)
     assert record["status"] == "ok", record["error"]
