@@ -32,7 +32,7 @@ def instance(seed: int, bytes_and_noise: bool) -> list[list[Option]]:
 @pytest.mark.parametrize("bytes_and_noise", [True, False])
 def test_the_choice_is_brute_forces(bytes_and_noise: bool) -> None:
     found = 0
-    for seed in range(300):
+    for seed in range(200):
         groups = instance(seed, bytes_and_noise)
         cheapest = sum(min(option.cost for option in group) for group in groups)
         dearest = sum(max(option.cost for option in group) for group in groups)
@@ -47,7 +47,7 @@ def test_the_choice_is_brute_forces(bytes_and_noise: bool) -> None:
             assert sum(option.cost for option in picked) <= limit
             assert sum(option.value for option in picked) == expected
             found += 1
-    assert found > 900
+    assert found > 600
 
 
 def test_the_front_is_what_no_option_beats() -> None:
