@@ -22,6 +22,7 @@ from actbench.analysis.fixed_weights import FixedWeights
 from actbench.analysis.substitution import Substituted, seen
 from actbench.compress.saved import Kept
 from actbench.quant import Packing, dequantize, quantize
+from actbench.quant.layout import Layout
 from actbench.quant.levels import clipped_normal_masses, expected_variance, level_table, uniform_variance
 from actbench.quant.packed import Packed
 from actbench.scheme import LEVELS, Scheme
@@ -29,6 +30,9 @@ from actbench.scheme import LEVELS, Scheme
 BINS: Final = 48
 """Of the histogram over [0, B]: a multiple of B for 2 bits, so that the levels lie on borders of bins."""
 BLOCK_LENGTHS: Final = (16, 32, 64, 128, 256, 512, 1024)
+_MOST_ELEMENTS: Final = 2**24
+"""Stored values of a call that are looked at; of larger ones evenly spaced runs of rows."""
+_RUN_ROWS: Final = 128
 _CHUNK_ELEMENTS: Final = 2**20
 _SHORTEST_NORMAL_BLOCK: Final = 3
 
@@ -65,7 +69,7 @@ class BlockFound:
 
 @dataclass(frozen=True)
 class CallFound:
-    """One call's stored values [rows, width] under one scheme.
+    """One call's stored values [rows, width] under one scheme, of which `counted_rows` rows were looked at.
 
     `histogram` counts t / B in `BINS` equal bins of [0, 1]. `divergence` is the Jensen-Shannon divergence of that
     histogram, in bits, to the uniform distribution and to the clipped normal in the same bins. `rms` is the root mean
@@ -74,6 +78,7 @@ class CallFound:
 
     call: str
     rows: int
+    counted_rows: int
     width: int
     projected: bool
     bits: int
@@ -116,8 +121,11 @@ def study_calls(
 def study(call: str, x: Tensor, kept: Kept, draws: int) -> CallFound:
     """The study of one call's input `x` [rows, width], which is `kept` so."""
     x = x.detach()
+    rows = x.shape[0]
+    chosen = sampled_rows(rows, kept.packing.shape[1], _MOST_ELEMENTS, x.device)
+    x = x if chosen.numel() == rows else x[chosen]
     values = (x if kept.projection is None else x.float() @ kept.projection.matrix(x.float())).contiguous()
-    packing = replace(kept.packing, dtype=values.dtype)
+    packing = replace(kept.packing, shape=values.shape, dtype=values.dtype)
     tables = {name: level_table(name, packing.bits, packing.block_length) for name in LEVELS}
     histogram = torch.zeros(BINS, dtype=torch.int64)
     packed = quantize(values, packing, kept.noise.seed, kept.noise.rounding_stream)
@@ -128,7 +136,8 @@ def study(call: str, x: Tensor, kept: Kept, draws: int) -> CallFound:
     known = counts.sum() > 0
     return CallFound(
         call=call,
-        rows=values.shape[0],
+        rows=rows,
+        counted_rows=values.shape[0],
         width=values.shape[1],
         projected=kept.projection is not None,
         bits=packing.bits,
@@ -139,8 +148,18 @@ def study(call: str, x: Tensor, kept: Kept, draws: int) -> CallFound:
         levels={name: _study_levels(values, kept, packing, table, draws) for name, table in tables.items()}
         if known
         else {},
-        blocks=[_study_block(values, packing, length) for length in BLOCK_LENGTHS],
+        blocks=[_study_block(values, packing, rows, length) for length in BLOCK_LENGTHS],
     )
+
+
+def sampled_rows(rows: int, width: int, elements: int, device: torch.device) -> Tensor:
+    """Indices of all rows or, where they hold more than `elements`, of evenly spaced runs that hold about so many."""
+    runs = max(elements // (width * _RUN_ROWS), 1)
+    if rows <= runs * _RUN_ROWS:
+        return torch.arange(rows, device=device)
+    starts: Tensor = torch.linspace(0, rows - _RUN_ROWS, runs, device=device).long()
+    found: Tensor = (starts[:, None] + torch.arange(_RUN_ROWS, device=device)).flatten().unique()
+    return found
 
 
 def jensen_shannon(p: Masses, q: Masses) -> float:
@@ -246,7 +265,7 @@ def _study_levels(values: Tensor, kept: Kept, packing: Packing, edges: tuple[flo
     )
 
 
-def _study_block(values: Tensor, packing: Packing, length: int) -> BlockFound:
+def _study_block(values: Tensor, packing: Packing, rows: int, length: int) -> BlockFound:
     length = min(length, values.numel())
     tables = {name: level_table(name, packing.bits, length) for name in LEVELS}
     packing = replace(packing, block_length=length, levels=tables["uniform"])
@@ -257,7 +276,8 @@ def _study_block(values: Tensor, packing: Packing, length: int) -> BlockFound:
         for name, edges in tables.items():
             squares[name] += _sum(rounding_variance(t, edges) * scale**2)
     error = {name: math.sqrt(square / values.numel()) for name, square in squares.items()}
-    return BlockFound(length, packing.layout.total_bytes, error)
+    layout = Layout(rows * values.shape[1], length, packing.bits)
+    return BlockFound(length, layout.total_bytes, error)
 
 
 def _sum(values: Tensor) -> float:

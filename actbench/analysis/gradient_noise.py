@@ -150,10 +150,16 @@ def estimate(values: list[float]) -> Estimate:
 
 
 def bias_of_mean(gram: Tensor) -> Estimate:
-    """‖E d‖² from all ⟨d_k, d_l⟩ of independent draws: the mean over pairs k ≠ l, with the jackknife's error."""
+    """‖E d‖² from all ⟨d_k, d_l⟩ of independent draws: the mean over pairs k ≠ l.
+
+    Its error is the jackknife's or, where that is larger, that of as many uncorrelated pairs: without a bias ⟨d_k, d_l⟩
+    has no part that follows from one draw alone, which is all that the jackknife sees (Hoeffding, 1948).
+    """
     draws = gram.shape[0]
     others = (gram.sum(1) - gram.diagonal()).tolist()
     pairs = sum(others)
     without = [(pairs - 2 * own) / ((draws - 1) * (draws - 2)) for own in others]
-    spread = (draws - 1) * statistics.pvariance(without)
-    return Estimate(pairs / (draws * (draws - 1)), math.sqrt(spread))
+    jackknife = (draws - 1) * statistics.pvariance(without)
+    values = gram[torch.triu(torch.ones_like(gram, dtype=torch.bool), 1)].tolist()
+    uncorrelated = statistics.variance(values) / len(values)
+    return Estimate(pairs / (draws * (draws - 1)), math.sqrt(max(jackknife, uncorrelated)))

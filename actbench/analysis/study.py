@@ -218,7 +218,7 @@ _LEVELS_FOUND: Final = {
 }
 _CALL: Final = {
     "call": _is_text,
-    **dict.fromkeys(("rows", "width", "block_length", "rms"), is_figure),
+    **dict.fromkeys(("rows", "counted_rows", "width", "block_length", "rms"), is_figure),
     "projected": _is_truth,
     "bits": _is_bits,
     "histogram": [is_figure],

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from actbench.analysis import knapsack
-from actbench.analysis.distribution import expected_squares
+from actbench.analysis.distribution import expected_squares, sampled_rows
 from actbench.analysis.fixed_weights import FixedWeights
 from actbench.analysis.gradient_noise import Estimate, measure_gradient_noise
 from actbench.analysis.substitution import Substituted, exact, probed
@@ -37,7 +37,6 @@ BLOCKS: Final = (32, 64, 128, 256, 1024)
 PROJECTIONS: Final = (1, 2, 4, 8)
 _SAMPLED_ELEMENTS: Final = 2**18
 """Stored values that rounding variances are counted on, of larger inputs evenly spaced runs of rows."""
-_RUN_ROWS: Final = 128
 _TRIES: Final = 8
 _TIGHTER: Final = 0.98
 
@@ -316,7 +315,7 @@ def _reckon_linear(x: Tensor, left: Tensor, kept: Kept, report: Callable[[str], 
         stored = projected_width(width, ratio)
         if ratio > 1 and stored == projected_width(width, ratio // 2):
             continue
-        rows = _sampled_rows(x.shape[0], stored, x.device)
+        rows = sampled_rows(x.shape[0], stored, _SAMPLED_ELEMENTS, x.device)
         u, weight = x[rows], by_row[rows]
         total = float(by_row.double().sum())
         # Rows that were left out are taken to be as those that were not.
@@ -332,7 +331,7 @@ def _reckon_linear(x: Tensor, left: Tensor, kept: Kept, report: Callable[[str], 
 
 
 def _reckon_other(x: Tensor, report: Callable[[str], None]) -> dict[Choice, float]:
-    rows = _sampled_rows(x.shape[0], x.shape[1], x.device)
+    rows = sampled_rows(x.shape[0], x.shape[1], _SAMPLED_ELEMENTS, x.device)
     factor = x.shape[0] / max(rows.numel(), 1)
     return {choice: float(squares.double().sum()) * factor for choice, squares in _rounded(x[rows].float(), 1)}
 
@@ -347,16 +346,6 @@ def _rounded(u: Tensor, ratio: int) -> list[tuple[Choice, Tensor]]:
             packing = Packing.of(u.shape, u.dtype, _scheme_of_choice(Choice(bits, block)))
             squares = expected_squares(u, packing, names)
             found += [(Choice(bits, block, ratio, name), squares[name]) for name in names]
-    return found
-
-
-def _sampled_rows(rows: int, width: int, device: torch.device) -> Tensor:
-    """All rows, or evenly spaced runs of 128 of them with about as many elements as are counted on."""
-    runs = max(_SAMPLED_ELEMENTS // (width * _RUN_ROWS), 1)
-    if rows <= runs * _RUN_ROWS:
-        return torch.arange(rows, device=device)
-    starts: Tensor = torch.linspace(0, rows - _RUN_ROWS, runs, device=device).long()
-    found: Tensor = (starts[:, None] + torch.arange(_RUN_ROWS, device=device)).flatten().unique()
     return found
 
 

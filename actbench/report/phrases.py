@@ -250,6 +250,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "Values normalised by their block's minimum and scale; Jensen-Shannon divergence in bits over {bins} bins.",
         "値をブロックの最小値とスケールで正規化し、{bins}区間のヒストグラムで比べたJSダイバージェンス（ビット）。",
     ),
+    "study.note.counted": (
+        "Of {calls} evenly spaced runs of rows were looked at.",
+        "{calls}は、等間隔に選んだ行のまとまりだけを調べた。",
+    ),
     "study.note.variance": (
         "Mean variance of stochastic rounding, in units of the squared scale: expected if values were distributed as "
         "named, expected of the values as they are, and measured over {draws} roundings of each with the standard "

@@ -181,7 +181,11 @@ def _values_sheet(schemes: str, calls: list[dict[str, Any]], language: Language)
         rows.append([call["call"], _stored(call, language), f"{call['block_length']:,}", *divergences, nearer])
     bins = {"bins": str(len(calls[0]["histogram"]))}
     headings = _headings("call", "stored", "block", "from_uniform", "from_normal", "nearer")
-    return Sheet(Sentence("study.values", {"schemes": schemes}), headings, rows, [Sentence("study.note.values", bins)])
+    notes = [Sentence("study.note.values", bins)]
+    part = [call["call"] for call in calls if call["counted_rows"] < call["rows"]]
+    if part:
+        notes.append(Sentence("study.note.counted", {"calls": ", ".join(part)}))
+    return Sheet(Sentence("study.values", {"schemes": schemes}), headings, rows, notes)
 
 
 def _variance_sheet(schemes: str, calls: list[dict[str, Any]], study: Study, language: Language) -> Sheet:

@@ -10,12 +10,14 @@ from scipy.integrate import quad
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import norm
 
+from actbench.analysis import distribution
 from actbench.analysis.distribution import (
     BINS,
     BLOCK_LENGTHS,
     CallFound,
     jensen_shannon,
     rounding_variance,
+    sampled_rows,
     squared_error_variance,
     study,
     study_calls,
@@ -159,3 +161,20 @@ def test_every_kept_input_of_a_network_is_studied_as_it_is_stored() -> None:
         (90, 2, True, 2),
     ]
     assert study_calls(weights, Scheme.parse("fp32"), 1) == []
+
+
+def test_of_a_large_input_runs_of_rows_are_counted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert torch.equal(sampled_rows(100, 8, 2**18, cpu), torch.arange(100))
+    rows = sampled_rows(10**6, 128, 2**18, cpu)
+    assert rows.numel() == 2**18 // 128
+    assert rows[[0, -1]].tolist() == [0, 10**6 - 1]
+    assert (rows.diff() > 0).all()
+    assert sampled_rows(10**6, 10**5, 2**18, cpu).numel() == 128
+    x = torch.randn(3000, 64, generator=torch.Generator().manual_seed(5))
+    whole = studied(x, "exact:projection=1")
+    monkeypatch.setattr(distribution, "_MOST_ELEMENTS", 512 * 64)
+    part = studied(x, "exact:projection=1")
+    assert (part.rows, part.counted_rows, whole.counted_rows) == (3000, 512, 3000)
+    assert sum(part.histogram) == 512 * 64
+    assert [block.saved_bytes for block in part.blocks] == [block.saved_bytes for block in whole.blocks]

@@ -166,7 +166,7 @@ def test_kept_exactly_the_gradient_is_fp32s_and_projected_it_is_times_p_p_transp
     assert float((projected - g @ p @ p.t()).abs().max()) <= 2 * (90 + 12 + 4) * 2.0**-24 * 144
 
 
-def test_the_bias_is_that_of_the_mean_and_its_error_the_jackknifes() -> None:
+def test_the_bias_is_that_of_the_mean() -> None:
     generator = torch.Generator().manual_seed(0)
     shift = torch.tensor([0.5, -0.2, 0.0], dtype=torch.float64)
     draws = shift + torch.randn(500, 3, dtype=torch.float64, generator=generator)
@@ -175,12 +175,30 @@ def test_the_bias_is_that_of_the_mean_and_its_error_the_jackknifes() -> None:
     # An unbiased estimate by other means: ‖mean‖² less the variance of the mean.
     by_mean = float(draws.mean(0).square().sum() - draws.var(0).sum() / 500)
     assert found.mean == pytest.approx(by_mean, rel=1e-9)
+    # With a bias the jackknife's error is the larger one.
     left_out = []
     for index in range(20):
-        rest = torch.cat((draws[:index], draws[index + 1 : 20]))
+        rest = torch.cat((draws[:index], draws[index + 1 : 20])) + 10
         left_out.append(bias_of_mean(rest @ rest.t()).mean)
-    few = bias_of_mean(draws[:20] @ draws[:20].t())
+    few = bias_of_mean((draws[:20] + 10) @ (draws[:20] + 10).t())
     assert few.standard_error == pytest.approx(np.sqrt(19 * np.var(left_out)), rel=1e-9)
+
+
+@pytest.mark.parametrize(("shift", "exact"), [(0.0, np.sqrt(2 * 50 / (6 * 5))), (3.0, None)])
+def test_the_biass_error_is_that_of_many_repetitions(shift: float, exact: float | None) -> None:
+    """Var ⟨d, d'⟩ = 50 for standard normal vectors of 50, and six draws have 15 pairs, uncorrelated without a bias."""
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    for _ in range(400):
+        draws = shift / np.sqrt(50) + torch.randn(6, 50, dtype=torch.float64, generator=generator)
+        found.append(bias_of_mean(draws @ draws.t()))
+    spread = float(np.std([each.mean for each in found], ddof=1))
+    if exact is not None:
+        # The standard deviation of 400 values is within 1 / √800 of its own, five times.
+        assert spread == pytest.approx(exact, rel=5 / np.sqrt(800))
+    told = float(np.sqrt(np.mean([each.standard_error**2 for each in found])))
+    # On average never too small, and not twice too large.
+    assert spread * (1 - 5 / np.sqrt(800)) <= told <= 2 * spread
 
 
 def test_a_gradient_that_is_not_finite_or_nothing_is_told_in_a_sentence() -> None:

@@ -1,11 +1,9 @@
 """Tuning: what it reckons against brute force, and what it chooses against what it says."""
 
 import math
-from collections.abc import Callable
 from itertools import product
 
 import pytest
-import torch
 
 from actbench.analysis import tuning
 from actbench.analysis.fixed_weights import FixedWeights
@@ -159,14 +157,3 @@ def test_a_budget_below_all_schemes_is_told_with_the_least_that_is_possible() ->
 def test_exactly_one_limit_is_given(limits: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="a budget or a bound"):
         tune([], 3, **limits)  # type: ignore[arg-type]
-
-
-def test_of_a_large_input_runs_of_rows_are_counted_on() -> None:
-    sampled: Callable[..., torch.Tensor] = tuning._sampled_rows
-    cpu = torch.device("cpu")
-    assert torch.equal(sampled(100, 8, cpu), torch.arange(100))
-    rows = sampled(10**6, 128, cpu)
-    assert rows.numel() == 2**18 // 128
-    assert rows[[0, -1]].tolist() == [0, 10**6 - 1]
-    assert (rows.diff() > 0).all()
-    assert sampled(10**6, 10**5, cpu).numel() == 128
