@@ -20,11 +20,12 @@ _NO_NOISE = Noise(0, 0)
 class Operation:
     """One operation of a forward pass on a float32 matrix [rows, width].
 
-    `tensor` names what FP32 keeps: the input of a linear or batch norm, the output of a ReLU, the mask of a dropout.
-    Equal names are one tensor; the name "data" is the graph's own features, which are there anyway.
+    `tensor` names what FP32 keeps: the input of a linear, batch norm, leaky ReLU or aggregation, the output of a ReLU,
+    the mask of a dropout, the choice of an edge dropout among [rows, width] edges. Equal names are one tensor; the name
+    "data" is the graph's own features, which are there anyway. An "exact" one is kept as it is under every scheme.
     """
 
-    kind: Literal["linear", "batch_norm", "relu", "dropout"]
+    kind: Literal["linear", "batch_norm", "relu", "leaky_relu", "dropout", "edge_dropout", "aggregate", "exact"]
     tensor: str
     rows: int
     width: int
@@ -33,8 +34,8 @@ class Operation:
 def predict_saved_bytes(operations: Iterable[Operation], scheme: Scheme, device: str) -> int:
     """Saved-for-backward bytes of `operations` under `scheme` on `device` ("cpu" or "cuda").
 
-    The device matters for dropout alone: FP32 keeps a byte an element on CUDA and four on a CPU, and the state of a
-    generator, which dropout=seed keeps, is smaller on CUDA.
+    The device matters for dropout of elements alone: FP32 keeps a byte an element on CUDA and four on a CPU, and the
+    state of a generator, which dropout=seed keeps, is smaller on CUDA.
     """
     if scheme.compresses:
         return sum(_compressed_bytes(operation, scheme, device) for operation in operations)
@@ -42,7 +43,8 @@ def predict_saved_bytes(operations: Iterable[Operation], scheme: Scheme, device:
     statistics = 0
     for operation in operations:
         numel = operation.rows * operation.width
-        each = 1 if operation.kind == "dropout" and device == "cuda" else FLOAT_BYTES
+        byte = operation.kind == "edge_dropout" or (operation.kind == "dropout" and device == "cuda")
+        each = 1 if byte else FLOAT_BYTES
         kept.setdefault(operation.tensor, numel * each)
         statistics += _statistics_bytes(operation)
     return sum(kept.values()) + statistics
@@ -50,7 +52,9 @@ def predict_saved_bytes(operations: Iterable[Operation], scheme: Scheme, device:
 
 def _compressed_bytes(operation: Operation, scheme: Scheme, device: str) -> int:
     numel = operation.rows * operation.width
-    if operation.kind == "relu":
+    if operation.kind == "exact":
+        return numel * FLOAT_BYTES
+    if operation.kind in ("relu", "leaky_relu", "edge_dropout"):
         return mask_bytes(numel)
     if operation.kind == "dropout":
         return dropout_bytes(numel, scheme, device)

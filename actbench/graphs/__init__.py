@@ -1,6 +1,6 @@
 """Graphs to train on: a catalogue, loaders of published and own files, imitations, adjacency matrices."""
 
-from actbench.graphs.adjacency import gcn_adjacency, mean_adjacency
+from actbench.graphs.adjacency import gcn_adjacency, looped_adjacency, mean_adjacency
 from actbench.graphs.catalogue import Entry, Metric, Task, catalogue, find
 from actbench.graphs.graph import Graph
 from actbench.graphs.loading import load, present
@@ -15,6 +15,7 @@ __all__ = [
     "find",
     "gcn_adjacency",
     "load",
+    "looped_adjacency",
     "mean_adjacency",
     "present",
     "pull",

@@ -1,4 +1,4 @@
-"""GraphSAGE and GCN as the papers train them: convolution, batch norm, ReLU, dropout, again and again."""
+"""The networks that the papers train: convolution, batch norm, ReLU, dropout, again and again."""
 
 from __future__ import annotations
 
@@ -9,82 +9,173 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actbench.compress import Operation
-from actbench.graphs import gcn_adjacency, mean_adjacency
+from actbench.compress import Operation, kept_edges
+from actbench.graphs import gcn_adjacency, looped_adjacency, mean_adjacency
+from actbench.models.attention import AttentionConv
 
-Model = Literal["sage", "gcn"]
+Model = Literal["sage", "gcn", "gcnii", "gat"]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a network is made of; `layers` counts convolutions, `hidden` their width except the last's."""
+    """What a network is made of; `layers` counts convolutions, `hidden` their width except the last's.
+
+    GCNII has a linear layer before and after its convolutions, which are all `hidden` wide; `alpha` is the share of
+    the first one's output in each, `theta` sets how far a convolution's weight is from identity (None: it is not mixed
+    with identity), `residual` adds each layer's input to its output (Chen et al., ICML 2020, section 3). GAT has
+    `heads` of `hidden` columns each, drops a share `edge_dropout` of the edges and, with `labels_as_input`, sees
+    training labels beside the features. `input_dropout` is that of the features. What a model does not have is at its
+    default.
+    """
 
     model: Model
     layers: int
     hidden: int
     dropout: float
     batch_norm: bool
+    input_dropout: float = 0.0
+    alpha: float | None = None
+    theta: float | None = None
+    residual: bool = False
+    heads: int | None = None
+    edge_dropout: float = 0.0
+    labels_as_input: bool = False
+
+    def inputs(self, features: int, classes: int) -> int:
+        """Columns of the network's x: the features and, with labels as input, one a class."""
+        return features + classes if self.labels_as_input else features
 
     def widths(self, features: int, classes: int) -> list[int]:
-        """Widths of the rows before the first layer and after each."""
-        return [features, *[self.hidden] * (self.layers - 1), classes]
+        """Widths of the rows before the first convolution and after each."""
+        inputs = self.inputs(features, classes)
+        if self.model == "gcnii":
+            return [self.hidden] * (self.layers + 1)
+        return [inputs, *[self.hidden * (self.heads or 1)] * (self.layers - 1), classes]
 
 
 class Network(nn.Module):
-    """Maps x [N, features] and the model's adjacency (sparse CSR [N, N]) to logits [N, classes]."""
+    """Maps x [N, inputs] and the model's adjacency (sparse CSR [N, N]) to logits [N, classes]."""
 
     def __init__(self, architecture: Architecture, features: int, classes: int) -> None:
         super().__init__()
-        widths = architecture.widths(features, classes)
-        self.dropout = architecture.dropout
-        self.convs = nn.ModuleList(
-            _convolution(architecture.model, before, after) for before, after in pairwise(widths)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in widths[1:-1] if architecture.batch_norm)
+        a = self.architecture = architecture
+        widths = a.widths(features, classes)
+        ends = [(a.inputs(features, classes), a.hidden), (a.hidden, classes)] if a.model == "gcnii" else []
+        self.lins = nn.ModuleList(nn.Linear(*end) for end in ends)
+        self.convs = nn.ModuleList(_convolution(a, i, *pair) for i, pair in enumerate(pairwise(widths)))
+        hidden = widths[1:] if ends else widths[1:-1]
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in hidden if a.batch_norm)
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         """Logits [N, classes]."""
-        for i, conv in enumerate(self.convs[:-1]):
-            x = conv(x, adjacency)
-            if self.norms:
-                x = self.norms[i](x)
-            x = F.dropout(F.relu(x), self.dropout, self.training)
-        logits: Tensor = self.convs[-1](x, adjacency)
+        if self.architecture.input_dropout:
+            x = F.dropout(x, self.architecture.input_dropout, self.training)
+        first = x
+        if self.lins:
+            first = F.relu(self.lins[0](x))
+            x = F.dropout(first, self.architecture.dropout, self.training)
+        for i in range(len(self.convs) - (0 if self.lins else 1)):
+            x = self._layer(i, x, first, adjacency)
+        logits: Tensor = self.lins[1](x) if self.lins else self.convs[-1](x, adjacency)
         return logits
+
+    def _layer(self, i: int, x: Tensor, first: Tensor, adjacency: Tensor) -> Tensor:
+        """Hidden layer `i` as one piece; `first` is what GCNII's every convolution starts from."""
+        out = self.convs[i](x, first, adjacency) if self.lins else self.convs[i](x, adjacency)
+        if self.norms:
+            out = self.norms[i](out)
+        if self.architecture.residual:
+            out = out + x
+        return F.dropout(F.relu(out), self.architecture.dropout, self.training)
 
 
 def adjacency_of(model: Model, edge_index: Tensor, nodes: int) -> Tensor:
-    """The normalised adjacency that the model's convolutions multiply by, sparse CSR float32 [nodes, nodes]."""
+    """The adjacency that the model's convolutions take, sparse CSR [nodes, nodes].
+
+    Float32 and normalised; for GAT, which weighs edges itself, uint8 ones.
+    """
+    if model == "gat":
+        return looped_adjacency(edge_index, nodes)
     return mean_adjacency(edge_index, nodes) if model == "sage" else gcn_adjacency(edge_index, nodes)
 
 
-def operations(architecture: Architecture, nodes: int, features: int, classes: int) -> list[Operation]:
-    """The operations of one training forward pass that keep activations, in order."""
-    widths = architecture.widths(features, classes)
+def operations(
+    architecture: Architecture, nodes: int, features: int, classes: int, entries: int | None = None
+) -> list[Operation]:
+    """The operations of one training forward pass that keep activations, in order.
+
+    `entries` are those of the model's adjacency, self-loops included, on which GAT alone depends; raises `ValueError`
+    if it is not given them.
+    """
+    a = architecture
+    widths = a.widths(features, classes)
     trace: list[Operation] = []
-    x = "data"
+    x = "dropped data" if a.input_dropout > 0 else "data"
+    if a.model == "gcnii":
+        trace.append(Operation("linear", x, nodes, a.inputs(features, classes)))
+        x = _activation(trace, a, nodes, a.hidden, "first")
     for i, (before, after) in enumerate(pairwise(widths)):
-        if architecture.model == "sage":
-            trace.append(Operation("linear", f"neighbours{i}", nodes, before))
-        trace.append(Operation("linear", x, nodes, before))
-        if i == architecture.layers - 1:
+        trace += _convolution_operations(a, i, x, nodes, before, after, entries)
+        if i == a.layers - 1 and a.model != "gcnii":
             break
-        if architecture.batch_norm:
+        if a.batch_norm:
             trace.append(Operation("batch_norm", f"convolution{i}", nodes, after))
-        x = f"relu{i}"
-        trace.append(Operation("relu", x, nodes, after))
-        if architecture.dropout > 0:
-            x = f"dropout{i}"
-            trace.append(Operation("dropout", f"mask{i}", nodes, after))
+        x = _activation(trace, a, nodes, after, str(i))
+    if a.model == "gcnii":
+        trace.append(Operation("linear", x, nodes, a.hidden))
     return trace
 
 
-def _convolution(model: Model, before: int, after: int) -> nn.Module:
-    # PyG takes longer to import than torch itself, and a mistyped option need not wait for it.
-    from torch_geometric.nn import GCNConv, SAGEConv
+def _activation(trace: list[Operation], a: Architecture, nodes: int, width: int, place: str) -> str:
+    """Append ReLU and dropout; returns the name of their result."""
+    trace.append(Operation("relu", f"relu{place}", nodes, width))
+    if a.dropout == 0:
+        return f"relu{place}"
+    trace.append(Operation("dropout", f"mask{place}", nodes, width))
+    return f"dropout{place}"
 
+
+def _convolution_operations(
+    a: Architecture, i: int, x: str, nodes: int, before: int, after: int, entries: int | None
+) -> list[Operation]:
+    if a.model == "sage":
+        return [Operation("linear", f"neighbours{i}", nodes, before), Operation("linear", x, nodes, before)]
+    if a.model == "gcn":
+        return [Operation("linear", x, nodes, before)]
+    if a.model == "gcnii":
+        return [Operation("linear", f"neighbours{i}", nodes, before)]
+    if entries is None:
+        raise ValueError("what attention keeps depends on the number of entries of its adjacency")
+    heads = a.heads or 1
+    width = after * heads if i == a.layers - 1 else after
+    kept = kept_edges(entries, a.edge_dropout)
+    trace = [Operation("linear", x, nodes, before)]
+    if a.edge_dropout > 0:
+        trace.append(Operation("edge_dropout", f"edges{i}", entries, 1))
+    return [
+        *trace,
+        Operation("linear", f"transformed{i}", nodes, width),
+        Operation("exact", f"attention vectors{i}", 2 * heads, width),
+        Operation("leaky_relu", f"scores{i}", kept, heads),
+        Operation("exact", f"coefficients{i}", kept, heads),
+        Operation("aggregate", f"transformed{i}", nodes, width),
+    ]
+
+
+def _convolution(a: Architecture, i: int, before: int, after: int) -> nn.Module:
+    # PyG takes longer to import than torch itself, and a mistyped option need not wait for it.
+    from torch_geometric.nn import GCN2Conv, GCNConv, SAGEConv
+
+    if a.model == "gat":
+        heads, last = a.heads or 1, i == a.layers - 1
+        return AttentionConv(before, after if last else a.hidden, heads, not last, a.edge_dropout)
     # The adjacency holds the normalisation, so that one sparse product is all an aggregation takes on any device.
-    conv: nn.Module = (
-        SAGEConv(before, after, aggr="sum") if model == "sage" else GCNConv(before, after, normalize=False)
-    )
+    conv: nn.Module
+    if a.model == "gcnii":
+        layer = None if a.theta is None else i + 1
+        conv = GCN2Conv(before, a.alpha, a.theta, layer, normalize=False)
+    elif a.model == "sage":
+        conv = SAGEConv(before, after, aggr="sum")
+    else:
+        conv = GCNConv(before, after, normalize=False)
     return conv
