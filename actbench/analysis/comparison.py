@@ -17,7 +17,7 @@ from actbench.runs import Record, RecordFile
 from actbench.runs.grid import FINAL
 from actbench.runs.job import identity, machine
 from actbench.scheme import Scheme
-from actbench.training import recipe_for
+from actbench.training import DEFAULTS, recipe_for
 
 KINDS: Final = ("linear", "batch_norm", "relu", "dropout", "metadata", "other")
 """Kept bytes are of linear and batch-norm inputs, ReLUs, dropouts, blocks' minimum and scale, or the rest."""
@@ -402,22 +402,40 @@ _OPTIONS: Final = {
     "learning_rate": "--learning-rate",
     "weight_decay": "--weight-decay",
     "clip": "--clip",
+    "optimizer": "--optimizer",
+    "input_dropout": "--input-dropout",
+    "alpha": "--alpha",
+    "theta": "--theta",
+    "heads": "--heads",
+    "edge_dropout": "--edge-dropout",
+    "mask_rate": "--mask-rate",
+    "roots": "--roots",
+    "walk_length": "--walk-length",
+    "steps": "--steps",
+    "parts": "--parts",
+    "parts_per_batch": "--parts-per-batch",
 }
+_NONE_AS_0: Final = ("clip", "theta")
+_FLAGS: Final = {"batch_norm": "batch-norm", "residual": "residual", "labels_as_input": "labels-as-input"}
 
 
 def command_for(records: list[Record]) -> str:
     """The `actbench run` that measures these runs of one scheme again."""
     first = records[0]
-    recipe = first["recipe"]
-    usual = recipe_for(first["dataset"], first["model"]).as_record()
+    recipe = DEFAULTS | first["recipe"]
+    usual = DEFAULTS | recipe_for(first["dataset"], first["model"], recipe["sampler"]).as_record()
     words = ["actbench", "run", "--dataset", first["dataset"], "--model", first["model"]]
+    if recipe["sampler"] != "full":
+        words += ["--sampler", recipe["sampler"]]
     words += ["--scheme", first["scheme"]["name"], "--seeds", str(max(r["seed"] for r in records) + 1)]
     words += ["--device", first["environment"]["device"]]
     for field, option in _OPTIONS.items():
-        if field in recipe and recipe[field] != usual[field]:
+        absent = recipe.get(field) is None and field not in _NONE_AS_0
+        if field in recipe and recipe[field] != usual[field] and not absent:
             words += [option, str(recipe[field] or 0)]
-    if "batch_norm" in recipe and recipe["batch_norm"] != usual["batch_norm"]:
-        words.append("--batch-norm" if recipe["batch_norm"] else "--no-batch-norm")
+    for field, flag in _FLAGS.items():
+        if field in recipe and recipe[field] != usual[field]:
+            words.append(f"--{flag}" if recipe[field] else f"--no-{flag}")
     return shlex.join(words)
 
 

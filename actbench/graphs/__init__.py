@@ -1,15 +1,17 @@
-"""Graphs to train on: a catalogue, loaders of published and own files, imitations, adjacency matrices."""
+"""Graphs to train on: a catalogue, loaders of published and own files, imitations, adjacency matrices, samples."""
 
 from actbench.graphs.adjacency import gcn_adjacency, looped_adjacency, mean_adjacency
 from actbench.graphs.catalogue import Entry, Metric, Task, catalogue, find
 from actbench.graphs.graph import Graph
 from actbench.graphs.loading import load, present
 from actbench.graphs.pulling import pull
+from actbench.graphs.sampling import OutEdges, partition
 
 __all__ = [
     "Entry",
     "Graph",
     "Metric",
+    "OutEdges",
     "Task",
     "catalogue",
     "find",
@@ -17,6 +19,7 @@ __all__ = [
     "load",
     "looped_adjacency",
     "mean_adjacency",
+    "partition",
     "present",
     "pull",
 ]

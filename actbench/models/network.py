@@ -99,6 +99,12 @@ def adjacency_of(model: Model, edge_index: Tensor, nodes: int) -> Tensor:
     return mean_adjacency(edge_index, nodes) if model == "sage" else gcn_adjacency(edge_index, nodes)
 
 
+def adjacency_entries(model: Model, edge_index: Tensor, nodes: int) -> int:
+    """How many entries `adjacency_of` has, by counting alone."""
+    edges = edge_index.shape[1]
+    return edges if model == "sage" else edges + nodes - int((edge_index[0] == edge_index[1]).sum())
+
+
 def operations(
     architecture: Architecture, nodes: int, features: int, classes: int, entries: int | None = None
 ) -> list[Operation]:

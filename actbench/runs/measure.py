@@ -17,7 +17,7 @@ import torch
 from actbench.compress import Compression, Ledger, compress, predict_saved_bytes
 from actbench.graphs import Graph, load
 from actbench.meters import Clock, MemoryMeter, describe_environment
-from actbench.models import operations
+from actbench.models import adjacency_entries, operations
 from actbench.runs.job import Job, description
 from actbench.runs.store import SCHEMA_VERSION, Record
 from actbench.training import Trainer
@@ -83,9 +83,11 @@ def measure(job: Job, report: Callable[[dict[str, Any]], None]) -> Record:
 def _train(job: Job, device: torch.device, record: Record, report: Callable[[dict[str, Any]], None]) -> None:
     graph = load(job.dataset, Path(job.data_dir), job.seed)
     record["graph"] = _graph_record(graph)
-    architecture = job.recipe.architecture
-    trace = operations(architecture, graph.nodes, graph.features, graph.classes)
-    record["predicted_saved_bytes"] = predict_saved_bytes(trace, job.scheme, device.type)
+    if job.recipe.sampler == "full":
+        # Before anything is allocated: a run out of memory has it too.
+        entries = adjacency_entries(job.recipe.architecture.model, graph.edge_index, graph.nodes)
+        trace = operations(job.recipe.architecture, graph.nodes, graph.features, graph.classes, entries)
+        record["predicted_saved_bytes"] = predict_saved_bytes(trace, job.scheme, device.type)
     torch.manual_seed(job.seed)
     trainer = Trainer(graph, job.recipe, device)
     # The loader's copy is not needed any more, and must not sit in the host's peak.
@@ -100,7 +102,7 @@ def _train(job: Job, device: torch.device, record: Record, report: Callable[[dic
                 if epoch == record["warmup_epochs"] + 1:
                     memory.reset()
                 begun = clock.read()
-                loss = _first_step(trainer, compression, record) if epoch == 1 else trainer.step(compression)
+                loss = _first_epoch(trainer, compression, record) if epoch == 1 else trainer.epoch(compression)
                 record["epoch_seconds"].append(clock.read() - begun)
                 scores = trainer.evaluate()
                 if not all(map(math.isfinite, (scores.train, scores.valid, scores.test))):
@@ -127,21 +129,36 @@ def _train(job: Job, device: torch.device, record: Record, report: Callable[[dic
             _write_peaks(memory, record)
 
 
-def _first_step(trainer: Trainer, compression: Compression, record: Record) -> float:
-    """The first epoch, under ledgers: what is kept does not change later, and what counting costs is warm-up."""
-    forward = Ledger(exclude=trainer.resident)
-    beyond = Ledger(exclude=trainer.resident, beyond=forward)
+def _first_epoch(trainer: Trainer, compression: Compression, record: Record) -> float:
+    """The first epoch, under ledgers: what counting costs is warm-up.
 
-    @contextmanager
-    def counted() -> Iterator[None]:
-        with compression, forward:
-            yield
+    Full batch, what is kept does not change later. Of an epoch of samples the record is of the step that kept most.
+    """
+    losses, sampled = [], trainer.recipe.sampler != "full"
+    for batch in trainer.batches():
+        forward = Ledger(exclude=[*trainer.resident, *batch.tensors])
+        beyond = Ledger(exclude=[*trainer.resident, *batch.tensors], beyond=forward)
+        losses.append(trainer.step(_both(compression, forward), beyond, batch))
+        if record["saved_bytes"] is None or forward.total_bytes > record["saved_bytes"]:
+            record["saved_bytes"] = forward.total_bytes
+            record["loss_saved_bytes"] = beyond.total_bytes
+            record["ledger"] = [asdict(entry) for entry in forward.entries]
+            if sampled:
+                nodes, entries = batch.x.shape[0], batch.adjacency.values().numel()
+                trace = operations(trainer.recipe.architecture, nodes, trainer.x.shape[1], trainer.classes, entries)
+                predicted = predict_saved_bytes(trace, compression.scheme, trainer.x.device.type)
+                record["predicted_saved_bytes"] = predicted
+                record["largest_step"] = {"nodes": nodes, "entries": entries}
+        del batch
+    if sampled:
+        record["steps_per_epoch"] = len(losses)
+    return sum(losses) / len(losses)
 
-    loss = trainer.step(counted(), beyond)
-    record["saved_bytes"] = forward.total_bytes
-    record["loss_saved_bytes"] = beyond.total_bytes
-    record["ledger"] = [asdict(entry) for entry in forward.entries]
-    return loss
+
+@contextmanager
+def _both(compression: Compression, ledger: Ledger) -> Iterator[None]:
+    with compression, ledger:
+        yield
 
 
 def _write_peaks(memory: MemoryMeter, record: Record) -> None:
