@@ -19,8 +19,8 @@ from actbench.runs.job import identity, machine
 from actbench.scheme import Scheme
 from actbench.training import DEFAULTS, recipe_for
 
-KINDS: Final = ("linear", "batch_norm", "relu", "dropout", "metadata", "other")
-"""Kept bytes are of linear and batch-norm inputs, ReLUs, dropouts, blocks' minimum and scale, or the rest."""
+KINDS: Final = ("linear", "batch_norm", "relu", "dropout", "attention", "metadata", "other")
+"""Kept bytes are of linear and batch-norm inputs, ReLUs, dropouts, attention, blocks' minimum and scale, or else."""
 PEAKS: Final = {
     "allocated": "peak_allocated_bytes",
     "reserved": "peak_reserved_bytes",
@@ -28,6 +28,7 @@ PEAKS: Final = {
     "resident": "rss_peak_bytes",
 }
 _LINEAR: Final = ("linear", "matmul", "mm", "addmm")
+_ATTENTION: Final = ("edge_scores", "leaky_relu", "edge_softmax", "aggregate")
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,8 @@ def _kind(operation: str, metadata: bool) -> str:
         return "metadata"
     if operation in _LINEAR:
         return "linear"
+    if operation in _ATTENTION:
+        return "attention"
     return operation if operation in KINDS else "other"
 
 

@@ -12,6 +12,7 @@ from actbench.report.phrases import (
     TEXTS,
     Sentence,
     mebibytes_text,
+    model_text,
     percent_text,
     points_text,
     score_text,
@@ -59,7 +60,7 @@ def about(comparison: Comparison) -> Sentence:
         "subject",
         {
             "dataset": dataset_name(comparison),
-            "model": comparison.model,
+            "model": model_text(comparison.model, recipe),
             "layers": str(recipe["layers"]),
             "hidden": str(recipe["hidden"]),
             "epochs": _epochs(comparison),
@@ -94,6 +95,7 @@ def table_notes(comparison: Comparison) -> list[Sentence]:
     """What must be known to read the comparison's table."""
     devices = {place.device for place in comparison.machines}
     keys = ["note.activation", *(f"note.peak.{device}" for device in sorted(devices & {"cpu", "cuda"}))]
+    keys += ["note.sampled"] if comparison.recipe.get("sampler", "full") != "full" else []
     keys += ["note.score", "note.speed"]
     if comparison.has_paper_figures:
         keys.append("note.paper")

@@ -10,7 +10,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from actbench.analysis import Row, Table
-from actbench.report.phrases import mebibytes_text, percent_text, rate_text, score_text, times_text
+from actbench.report.phrases import mebibytes_text, model_text, percent_text, rate_text, score_text, times_text, word
 
 
 def render_tables(tables: list[Table]) -> RenderableType:
@@ -68,7 +68,7 @@ def _title(table: Table) -> str:
     recipe = table.recipe
     generated = " (generated graph)" if table.synthetic else ""
     return (
-        f"{table.dataset}{generated} · {table.model} {recipe['layers']} x {recipe['hidden']} · "
+        f"{table.dataset}{generated} · {model_text(table.model, recipe)} {recipe['layers']} x {recipe['hidden']} · "
         f"{recipe['epochs']} epoch{'s' if recipe['epochs'] > 1 else ''} · {table.device_name}"
     )
 
@@ -95,6 +95,8 @@ def _notes(table: Table) -> list[str]:
         "Activations: bytes kept for backward after the model's forward pass, without parameters and graph data.",
         f"Whole peak: {whole}, after warm-up. Score: at the best validation epoch.",
     ]
+    if table.recipe.get("sampler", "full") != "full":
+        notes.append(word("note.sampled", "en"))
     if table.seeds == 1:
         notes.append("One seed is not a result: --seeds 10 gives means with their spread.")
     if table.synthetic:

@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from actbench.analysis.regression import CheckedRow, Finding, Limits, Verdict
-from actbench.report.phrases import MEBIBYTE, NOTHING
+from actbench.report.phrases import MEBIBYTE, NOTHING, model_text
 
 _NAMES = {
     "row": "row",
@@ -213,7 +213,7 @@ def _groups(verdict: Verdict) -> list[tuple[str, list[CheckedRow]]]:
     groups: dict[str, list[CheckedRow]] = {}
     for row in verdict.rows:
         recipe = row.recipe
-        title = f"{row.dataset} · {row.model}"
+        title = f"{row.dataset} · {model_text(row.model, recipe)}"
         if "layers" in recipe and "hidden" in recipe:
             title += f" {recipe['layers']} x {recipe['hidden']}"
         if "epochs" in recipe:

@@ -260,6 +260,12 @@ def test_the_reference_is_one_of_the_schemes_measured() -> None:
         resolve_reference("exat", records)
 
 
+def test_attentions_bytes_are_a_kind_of_their_own() -> None:
+    entries = [("edge_softmax", "float32"), ("aggregate", "uint8"), ("aggregate", "bfloat16"), ("linear", "uint8")]
+    ledger = [{"operation": o, "call": 1, "shape": [9], "dtype": d, "saved_bytes": 9} for o, d in entries]
+    assert bytes_by_kind(example_record("exact", ledger=ledger)) == {"linear": 9, "attention": 18, "metadata": 9}
+
+
 def test_the_command_repeats_the_recipe() -> None:
     record = example_record("blockwise:bits=4", 2)
     record["recipe"] = record["recipe"] | {"clip": None, "batch_norm": False, "learning_rate": 0.003}
