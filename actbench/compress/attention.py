@@ -136,14 +136,16 @@ class _EdgeScores(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
         edges = Edges.again(ctx.saved_tensors)
-        by_target = edges.reduce(gradient.contiguous(), "sum")
+        gradient = _long(gradient).contiguous()
+        by_target = edges.reduce(gradient, "sum")
         return None, torch.zeros_like(by_target).index_add_(0, edges.col, gradient), by_target
 
 
 class _EdgeSoftmax(Function):
     @staticmethod
     def forward(ctx: Any, edges: Edges, scores: Tensor) -> Tensor:
-        # Without its largest score a row could overflow; the row's sum is then at least 1.
+        scores = _long(scores)
+        # Less the row's largest score nothing overflows, and the row's sum is at least 1.
         powers = (scores - edges.spread(edges.reduce(scores, "max"))).exp_()
         coefficients = powers.div_(edges.spread(edges.reduce(powers, "sum")))
         ctx.save_for_backward(coefficients, *edges.kept)
@@ -170,8 +172,10 @@ class Aggregate(Function):
             x_kept = (x,) if kept is None else kept.pack(x.reshape(kept.packing.shape))
         ctx.save_for_backward(coefficients, *edges.kept, *x_kept)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        for head in range(x.shape[1]):
-            out[:, head] = _csr(edges, coefficients[:, head]) @ x[:, head]
+        # Autocast would shorten the sparse matrix too, for which there is no product on a CPU.
+        with torch.autocast(x.device.type, enabled=False):
+            for head in range(x.shape[1]):
+                out[:, head] = _csr(edges, _long(coefficients[:, head])) @ _long(x[:, head])
         return out
 
     @staticmethod
@@ -180,6 +184,7 @@ class Aggregate(Function):
         """Exact for x, an estimate for the coefficients if x was packed."""
         coefficients, *rest = ctx.saved_tensors
         edges = Edges.again(tuple(rest[:2] if ctx.pair else rest[:3]))
+        gradient, coefficients = _long(gradient), _long(coefficients)
         by_coefficients = by_x = None
         if ctx.needs_input_grad[1]:
             packed = tuple(rest[2:] if ctx.pair else rest[3:])
@@ -188,7 +193,7 @@ class Aggregate(Function):
             for head in range(x.shape[1]):
                 pattern = _csr(edges, torch.zeros_like(coefficients[:, head]))
                 by_coefficients[:, head] = torch.sparse.sampled_addmm(
-                    pattern, gradient[:, head].contiguous(), x[:, head].t(), beta=0.0
+                    pattern, gradient[:, head].contiguous(), _long(x[:, head]).t(), beta=0.0
                 ).values()
         if ctx.needs_input_grad[2]:
             reverse, order = _reversed(edges)
@@ -196,6 +201,11 @@ class Aggregate(Function):
             for head in range(gradient.shape[1]):
                 by_x[:, head] = _csr(reverse, coefficients[:, head][order]) @ gradient[:, head]
         return None, by_coefficients, by_x, None
+
+
+def _long(values: Tensor) -> Tensor:
+    """Values that autocast has shortened as float32: sums over neighbours, and a softmax, are not for short floats."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _csr(edges: Edges, values: Tensor) -> Tensor:

@@ -119,6 +119,24 @@ def test_what_compression_keeps_of_attention(scheme: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("scheme", ["fp32", "exact"])
+def test_under_autocast_coefficients_and_sums_are_float32(scheme: str) -> None:
+    """The result is that of the rows as bfloat16 has them, rounded once."""
+    chosen = edges()
+    scores = torch.randn(chosen.col.numel(), HEADS, requires_grad=True)
+    x = torch.randn(NODES, HEADS, CHANNELS).bfloat16().requires_grad_()
+    with actbench.compress(scheme), torch.autocast("cpu", dtype=torch.bfloat16):
+        coefficients = edge_softmax(chosen, scores.bfloat16())
+        out = aggregate(chosen, coefficients, x)
+    out.float().sum().backward()
+    assert coefficients.dtype == torch.float32
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, aggregate(chosen, coefficients, x.float()).bfloat16())
+    assert x.grad is not None
+    assert x.grad.dtype == torch.bfloat16
+    assert scores.grad is not None
+
+
 @pytest.mark.parametrize("text", ["exact", "blockwise-vm"])
 def test_the_gradient_of_scores_is_unbiased_and_that_of_x_exact(text: str) -> None:
     """∂coefficient_ij = ⟨g_i, x̂_j⟩, whose rounding variance is Σ_c g_ic² v_jc; softmax and leaky ReLU are linear in it.
