@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from actbench.compress import predict_saved_bytes
 from actbench.errors import DeviceError
-from actbench.models import Model
+from actbench.graphs import load
+from actbench.models import Model, operations
 from actbench.runs import Job, RecordFile, digest_of, plan, resolve_device, run_grid
 from actbench.runs import execute as execute_module
 from actbench.runs.execute import execute
@@ -114,6 +116,24 @@ def test_every_system_keeps_what_is_predicted_and_starts_alike_under_every_schem
         assert records[0]["largest_step"] == records[1]["largest_step"] == records[2]["largest_step"]
         assert records[0]["largest_step"]["nodes"] < 339
         assert records[0]["steps_per_epoch"] == (5 if sampler == "saint" else 3)
+
+
+def test_the_record_of_samples_is_of_the_largest_step() -> None:
+    """Eleven parts by three: the last step of an epoch has two, whichever they are."""
+    job = system_job("gat", "cluster", "exact")
+    job = replace(job, recipe=job.recipe.overridden(parts=11))
+    record = measure(job, ignore)
+    torch.manual_seed(job.seed)
+    trainer = Trainer(load(job.dataset, Path(job.data_dir)), job.recipe, torch.device("cpu"))
+    steps = [(batch.x.shape[0], batch.adjacency.values().numel()) for batch in trainer.batches()]
+    sizes = [
+        predict_saved_bytes(operations(job.recipe.architecture, nodes, 128, 40, entries), job.scheme, "cpu")
+        for nodes, entries in steps
+    ]
+    assert record["steps_per_epoch"] == len(sizes) == 4
+    assert min(sizes) < max(sizes) == record["saved_bytes"]
+    nodes, entries = steps[sizes.index(max(sizes))]
+    assert record["largest_step"] == {"nodes": nodes, "entries": entries}
 
 
 def test_records_of_the_first_systems_have_no_new_fields() -> None:
