@@ -463,6 +463,9 @@ def paper_figures(record: Record) -> PaperFigures | None:
     shape = (record["model"], recipe["layers"], recipe["hidden"], recipe.get("batch_norm", True))
     if record["dataset"] not in _PAPER_GRAPHS or shape != ("sage", 3, 128, True):
         return None
+    # Samples, labels as input and the like are other systems.
+    if any(recipe.get(field, usual) != usual for field, usual in DEFAULTS.items()):
+        return None
     rows: int | None = None
     if scheme.get("bits") is not None:
         block = str(scheme.get("block", ""))

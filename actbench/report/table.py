@@ -40,7 +40,8 @@ def ledger_table(record: dict[str, Any]) -> RenderableType:
     ):
         if record[field] is not None:
             grid.add_row(name, "", "", "", f"{record[field]:,}", style="bold" if field == "saved_bytes" else None)
-    title = f"Kept for backward · {record['dataset']} · {record['model']} · {record['scheme']['name']}"
+    model = model_text(record["model"], record["recipe"])
+    title = f"Kept for backward · {record['dataset']} · {model} · {record['scheme']['name']}"
     return Group(Text(title, style="bold"), grid)
 
 
