@@ -12,6 +12,7 @@ RUN uv venv --python 3.12.11 "$VIRTUAL_ENV" && uv pip install \
     ogb==1.3.6 \
     numba==0.68.1 \
     numpy==2.4.6 \
+    pymetis==2025.2.2 \
     scikit-learn==1.9.1 \
     scipy==1.17.1 \
     matplotlib==3.11.2 \

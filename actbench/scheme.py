@@ -17,8 +17,8 @@ UNQUANTIZED: Final = ("fp32", "bf16", "checkpoint", "offload")
 NAMES: Final = ("fp32", "exact", "blockwise", "blockwise-vm", "int8", "int4", "bf16", "checkpoint", "offload")
 UNTOUCHED: Final = 32
 """The bits of a call that keeps its input as it is, among calls that quantize theirs."""
-PROJECTED: Final = ("linear", "matmul", "mm")
-OPERATIONS: Final = (*PROJECTED, "batch_norm")
+PROJECTED: Final = ("linear", "matmul", "mm", "addmm")
+OPERATIONS: Final = (*PROJECTED, "batch_norm", "aggregate")
 """Operations whose calls keep a quantized input, projected or not."""
 LARGEST: Final = 2**20
 """Largest block size and projection ratio."""

@@ -19,11 +19,11 @@ from actbench.runs import Record, RecordFile
 from actbench.runs.grid import FINAL
 from actbench.runs.job import identity, machine
 from actbench.scheme import Scheme
-from actbench.training import recipe_for
+from actbench.training import DEFAULTS, recipe_for
 
-KINDS: Final = ("layer", "linear", "batch_norm", "relu", "dropout", "metadata", "other")
-"""Kept bytes are of inputs of recomputed layers, linear and batch-norm inputs, ReLUs, dropouts, blocks' minimum and
-scale, or the rest."""
+KINDS: Final = ("layer", "linear", "batch_norm", "relu", "dropout", "attention", "metadata", "other")
+"""Kept bytes are of inputs of recomputed layers, linear and batch-norm inputs, ReLUs, dropouts, attention, blocks'
+minimum and scale, or the rest."""
 PEAKS: Final = {
     "allocated": "peak_allocated_bytes",
     "reserved": "peak_reserved_bytes",
@@ -32,6 +32,7 @@ PEAKS: Final = {
 }
 _IN_HEADING: Final = ("layers", "hidden", "epochs")
 _LINEAR: Final = ("linear", "matmul", "mm", "addmm")
+_ATTENTION: Final = ("edge_scores", "leaky_relu", "edge_softmax", "aggregate")
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,8 @@ def _kind(operation: str, metadata: bool) -> str:
         return "metadata"
     if operation in _LINEAR:
         return "linear"
+    if operation in _ATTENTION:
+        return "attention"
     return operation if operation in KINDS else "other"
 
 
@@ -449,22 +452,40 @@ _OPTIONS: Final = {
     "learning_rate": "--learning-rate",
     "weight_decay": "--weight-decay",
     "clip": "--clip",
+    "optimizer": "--optimizer",
+    "input_dropout": "--input-dropout",
+    "alpha": "--alpha",
+    "theta": "--theta",
+    "heads": "--heads",
+    "edge_dropout": "--edge-dropout",
+    "mask_rate": "--mask-rate",
+    "roots": "--roots",
+    "walk_length": "--walk-length",
+    "steps": "--steps",
+    "parts": "--parts",
+    "parts_per_batch": "--parts-per-batch",
 }
+_NONE_AS_0: Final = ("clip", "theta")
+_FLAGS: Final = {"batch_norm": "batch-norm", "residual": "residual", "labels_as_input": "labels-as-input"}
 
 
 def command_for(records: list[Record]) -> str:
     """The `actbench run` that measures these runs of one scheme again."""
     first = records[0]
-    recipe = first["recipe"]
-    usual = recipe_for(first["dataset"], first["model"]).as_record()
+    recipe = DEFAULTS | first["recipe"]
+    usual = DEFAULTS | recipe_for(first["dataset"], first["model"], recipe["sampler"]).as_record()
     words = ["actbench", "run", "--dataset", first["dataset"], "--model", first["model"]]
+    if recipe["sampler"] != "full":
+        words += ["--sampler", recipe["sampler"]]
     words += ["--scheme", first["scheme"]["name"], "--seeds", str(max(r["seed"] for r in records) + 1)]
     words += ["--device", first["environment"]["device"]]
     for field, option in _OPTIONS.items():
-        if field in recipe and recipe[field] != usual[field]:
+        absent = recipe.get(field) is None and field not in _NONE_AS_0
+        if field in recipe and recipe[field] != usual[field] and not absent:
             words += [option, str(recipe[field] or 0)]
-    if "batch_norm" in recipe and recipe["batch_norm"] != usual["batch_norm"]:
-        words.append("--batch-norm" if recipe["batch_norm"] else "--no-batch-norm")
+    for field, flag in _FLAGS.items():
+        if field in recipe and recipe[field] != usual[field]:
+            words.append(f"--{flag}" if recipe[field] else f"--no-{flag}")
     return shlex.join(words)
 
 
@@ -488,6 +509,9 @@ def paper_figures(record: Record) -> PaperFigures | None:
     recipe, scheme = record["recipe"], record["scheme"]
     shape = (record["model"], recipe["layers"], recipe["hidden"], recipe.get("batch_norm", True))
     if record["dataset"].partition("@")[0] not in _PAPER_GRAPHS or shape != ("sage", 3, 128, True):
+        return None
+    # Samples, labels as input and the like are other systems.
+    if any(recipe.get(field, usual) != usual for field, usual in DEFAULTS.items()):
         return None
     rows: int | None = None
     if scheme.get("overrides"):

@@ -135,8 +135,10 @@ def estimate(workload: Workload, scheme: Scheme) -> Estimate:
 def why_not_modelled(workload: Workload, scheme: Scheme) -> str | None:
     """Why nothing but the activations is known of `workload` under `scheme`, or None where all is."""
     model = workload.architecture.model
-    if model not in _CONVOLUTIONS:
+    if model not in _CONVOLUTIONS and model != "gcnii":
         return f"The peak of model {model} is not modelled: `actbench run --model {model}` measures it."
+    if workload.architecture.input_dropout or workload.architecture.labels_as_input:
+        return "The peak with input dropout or labels as input is not modelled: `actbench run` measures it."
     if not scheme.compresses and scheme.name != "fp32":
         return f"The peak under scheme '{scheme}' is not modelled: `actbench run --scheme {scheme}` measures it."
     return None
@@ -185,7 +187,13 @@ def _row(workload: Workload, scheme: Scheme, budget_bytes: int | None) -> dict[s
     graph, reason = workload.graph, why_not_modelled(workload, scheme)
     unknown = dict.fromkeys(("fits", "largest_hidden", "largest_nodes", "largest_edges"))
     if reason is not None:
-        trace = operations(workload.architecture, graph.nodes, graph.features, graph.classes)
+        trace = operations(
+            workload.architecture,
+            graph.nodes,
+            graph.features,
+            graph.classes,
+            _stored_edges(graph, workload.architecture),
+        )
         saved_bytes = predict_saved_bytes(trace, scheme, workload.device)
         others = [field.name for field in fields(Estimate)] + ["transient_bytes", "saved_share"]
         row: dict[str, Any] = dict.fromkeys(others) | {"scheme": str(scheme), "saved_bytes": saved_bytes}
@@ -243,7 +251,7 @@ def _split_sizes(graph: Entry) -> tuple[int, int, int]:
 
 def _stored_edges(graph: Entry, architecture: Architecture) -> int:
     """Edges of the adjacency; GCN adds a self-loop to every node."""
-    return graph.edges + (graph.nodes if architecture.model == "gcn" else 0)
+    return graph.edges + (graph.nodes if architecture.model != "sage" else 0)
 
 
 def _index_bytes(edges: int) -> int:
@@ -296,7 +304,7 @@ class Step:
     variable holds the tensors `released` any more; autograd may.
     """
 
-    kind: Literal["product", "linear", "bias", "add", "batch_norm", "relu", "dropout"]
+    kind: Literal["product", "linear", "bias", "add", "batch_norm", "relu", "dropout", "damp", "share", "mix", "addmm"]
     inputs: tuple[str, ...]
     output: str
     given: int
@@ -322,11 +330,24 @@ def _gcn(x: str, out: str, given: int, width: int) -> Iterator[Step]:
     yield Step("bias", (gathered,), out, width, width, (width,), (gathered, own))
 
 
+def _gcnii(x: str, out: str, width: int, first: str) -> Iterator[Step]:
+    """PyG's GCN2Conv with one weight: h = (1 - α) A x + α x_0, then (1 - β) h + β h W."""
+    gathered, damped, share, mixed = (f"{part} of {out}" for part in ("gathered", "damped", "share", "mixed"))
+    yield Step("product", (x,), gathered, width, width)
+    yield Step("damp", (gathered,), damped, width, width, released=(gathered,))
+    yield Step("share", (first,), share, width, width)
+    yield Step("mix", (damped, share), mixed, width, width, released=(damped,))
+    yield Step("addmm", (mixed,), out, width, width, (width * width,), (mixed, share))
+
+
 _CONVOLUTIONS: Final[dict[str, Callable[[str, str, int, int], Iterator[Step]]]] = {"sage": _sage, "gcn": _gcn}
 
 
 def _steps(architecture: Architecture, features: int, classes: int) -> Iterator[Step]:
     """The steps of `Network.forward` in training."""
+    if architecture.model == "gcnii":
+        yield from _gcnii_steps(architecture, features, classes)
+        return
     convolution = _CONVOLUTIONS[architecture.model]
     x = "data"
     for i, (given, width) in enumerate(pairwise(architecture.widths(features, classes)), 1):
@@ -340,13 +361,42 @@ def _steps(architecture: Architecture, features: int, classes: int) -> Iterator[
         if architecture.batch_norm:
             yield Step("batch_norm", (x,), f"batch norm {i}", width, width, (width, width), (x,))
             x = f"batch norm {i}"
-        dropped = architecture.dropout > 0
-        # F.dropout(F.relu(x)) holds x until both are done.
-        yield Step("relu", (x,), f"relu {i}", width, width, released=() if dropped else (x,))
-        if dropped:
-            released = (x, f"relu {i}")
-            yield Step("dropout", (f"relu {i}",), f"dropout {i}", width, width, released=released)
-        x = f"dropout {i}" if dropped else f"relu {i}"
+        yield from _activation(architecture, x, i, width, (x,))
+        x = f"dropout {i}" if architecture.dropout > 0 else f"relu {i}"
+
+
+def _gcnii_steps(architecture: Architecture, features: int, classes: int) -> Iterator[Step]:
+    """A linear layer, convolutions of one width that all start from its output, and another linear layer."""
+    width, first = architecture.hidden, "relu 0"
+    yield Step("linear", ("data",), "first linear", features, width, (width * features, width), ("data",))
+    yield Step("relu", ("first linear",), first, width, width, released=("first linear",))
+    x = first
+    if architecture.dropout > 0:
+        x = "dropout 0"
+        yield Step("dropout", (first,), x, width, width)
+    for i in range(1, architecture.layers + 1):
+        before, out = x, f"convolution {i}"
+        yield from _gcnii(x, out, width, first)
+        x = out
+        if architecture.batch_norm:
+            yield Step("batch_norm", (x,), f"batch norm {i}", width, width, (width, width), (x,))
+            x = f"batch norm {i}"
+        if architecture.residual:
+            yield Step("add", (x, before), f"residual {i}", width, width, released=(x,))
+            x = f"residual {i}"
+        kept_by_caller = () if before == first else (before,)
+        yield from _activation(architecture, x, i, width, (x, *kept_by_caller))
+        x = f"dropout {i}" if architecture.dropout > 0 else f"relu {i}"
+    released = (x,) if x == first else (x, first)
+    yield Step("linear", (x,), "last linear", width, classes, (classes * width, classes), released)
+
+
+def _activation(architecture: Architecture, x: str, i: int, width: int, released: tuple[str, ...]) -> Iterator[Step]:
+    """F.dropout(F.relu(x)), which holds x until both are done."""
+    dropped = architecture.dropout > 0
+    yield Step("relu", (x,), f"relu {i}", width, width, released=() if dropped else released)
+    if dropped:
+        yield Step("dropout", (f"relu {i}",), f"dropout {i}", width, width, released=(*released, f"relu {i}"))
 
 
 @dataclass(eq=False)
@@ -463,9 +513,10 @@ class _Walk:
         values["data"] = _Tensor(0)
         for step in steps:
             memory.now = f"{'forward' if training else 'evaluation'} of {step.output}"
-            if step.kind == "dropout" and not training:
-                # It hands its input on.
+            if step.kind in ("damp", "mix") or (step.kind == "dropout" and not training):
+                # In place, or handed on.
                 values[step.output] = self.shared(values[step.inputs[0]])
+                self.kept[step.output] = []
             elif training and self.scheme_of(step).compresses:
                 values[step.output] = self.compressed_forward(step)
             else:
@@ -484,7 +535,7 @@ class _Walk:
         memory.drop(*zeros)
         if not training:
             return out
-        if step.kind in ("linear", "batch_norm"):
+        if step.kind in ("linear", "addmm", "batch_norm"):
             kept.append(self.shared(values[step.inputs[0]]))
         if step.kind == "relu":
             kept.append(self.shared(out))
@@ -495,8 +546,8 @@ class _Walk:
 
     def compressed_forward(self, step: Step) -> _Tensor:
         memory, numel = self.memory, self.nodes * step.width
-        if step.kind in ("linear", "batch_norm"):
-            if step.kind == "linear":
+        if step.kind in ("linear", "addmm", "batch_norm"):
+            if step.kind != "batch_norm":
                 kept = self.packed(step)
                 out = memory.take(self.matrix(step.width))
             else:
@@ -557,11 +608,20 @@ class _Walk:
         kept = self.kept.pop(step.output)
         for numel in step.parameters if step.kind == "bias" else ():
             self.of_parameters.append(memory.take(FLOAT_BYTES * numel))
-        if step.kind in ("add", "bias"):
+        if step.kind in ("add", "bias", "mix"):
             for name in step.inputs:
                 self.add_gradient(name, self.shared(gradient))
         elif step.kind == "linear":
             self.linear_backward(step, trained[step.inputs[0]])
+        elif step.kind == "addmm":
+            self.addmm_backward(step)
+        elif step.kind == "damp":
+            self.add_gradient(step.inputs[0], memory.take(self.matrix(step.width)))
+        elif step.kind == "share":
+            scaled = memory.take(self.matrix(step.width))
+            # A slice of all rows: its gradient is copied into zeros.
+            self.add_gradient(step.inputs[0], memory.take(self.matrix(step.width)))
+            memory.drop(scaled)
         elif step.kind == "product":
             if trained[step.inputs[0]]:
                 self.product_backward(step)
@@ -593,6 +653,33 @@ class _Walk:
         self.of_parameters += [memory.take(size) for size in weights]
         if by_x:
             self.add_gradient(step.inputs[0], by_x)
+
+    def addmm_backward(self, step: Step) -> None:
+        """β g Wᵀ + (1 - β) g; each factor makes a new tensor."""
+        memory, matrix, weight = self.memory, self.matrix(step.width), FLOAT_BYTES * step.parameters[0]
+        compresses = self.scheme_of(step).compresses
+        straight = [memory.take(matrix)] if compresses else []
+        product = memory.take(matrix)
+        by_x = memory.take(matrix)
+        memory.drop(product)
+        if compresses:
+            projected = self.kept_as(step).packing.shape[1]
+            read_back = memory.take(self.matrix(projected))
+            short = memory.take(FLOAT_BYTES * step.width * projected)
+            memory.drop(read_back)
+            if projected != step.given:
+                p = memory.take(FLOAT_BYTES * step.given * projected)
+                long = memory.take(weight)
+                memory.drop(short, p)
+                short = long
+        else:
+            short = memory.take(weight)
+        self.of_parameters.append(memory.take(weight))
+        memory.drop(short)
+        if not compresses:
+            straight = [memory.take(matrix)]
+        memory.drop(*straight)
+        self.add_gradient(step.inputs[0], by_x)
 
     def product_backward(self, step: Step) -> None:
         """Aᵀ times the gradient; torch sorts the edges anew for every such product."""
@@ -677,7 +764,7 @@ class _Walk:
 
     def kept_as(self, step: Step) -> Kept:
         scheme = self.scheme_of(step)
-        ratio = scheme.projection if step.kind == "linear" else 1
+        ratio = 1 if step.kind == "batch_norm" else scheme.projection
         return Kept.of(self.nodes, step.given, torch.float32, scheme, _NO_NOISE, ratio)
 
     def packed(self, step: Step) -> list[_Tensor]:

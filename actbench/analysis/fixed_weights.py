@@ -18,12 +18,14 @@ from actbench.training import Recipe, Trainer
 class FixedWeights:
     """A network after some epochs of FP32 training; nothing here changes its weights any more.
 
-    Every forward pass draws the same dropout masks, from torch's generator set back; a scheme's noise comes from
+    Gradients are those of one step, on the whole graph or, with a sampler, on one sample of it: `batch`. Every forward
+    pass draws the same dropout masks, from torch's generator set back; a scheme's noise comes from
     Philox streams of its own.
     """
 
     def __init__(self, trainer: Trainer, mask_seed: int = 0) -> None:
         self.trainer = trainer
+        self.batch = next(trainer.batches())
         self._mask_seed = mask_seed
 
     @staticmethod
@@ -42,27 +44,32 @@ class FixedWeights:
         trainer = Trainer(graph, recipe, device)
         for epoch in range(1, recipe.epochs + 1):
             try:
-                trainer.step()
+                trainer.epoch()
             except FloatingPointError as error:
                 raise ActbenchError(f"In epoch {epoch} of FP32 {error}") from error
             report(epoch)
         return FixedWeights(trainer, seed)
 
+    @property
+    def _data(self) -> list[Tensor]:
+        """What is there whatever is kept for backward."""
+        return [*self.trainer.resident, *self.batch.tensors]
+
     def compress(self, scheme: Scheme, seed: int) -> Compression:
         """The context that this network's forward passes under `scheme` belong in, with noise of `seed`."""
-        return compress(scheme, seed, self.trainer.resident)
+        return compress(scheme, seed, self._data)
 
     def forward(self, compression: Compression | None = None, ledger: Ledger | None = None) -> Tensor:
         """The training loss, a scalar with its graph; `ledger` counts what the model's forward pass keeps."""
-        trainer = self.trainer
+        trainer, batch = self.trainer, self.batch
         device = trainer.x.device
         trainer.network.train()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self._mask_seed)
             with compression or nullcontext(), ledger or nullcontext():
-                logits = trainer.network(trainer.x, trainer.adjacency)
+                logits = trainer.network(batch.x, batch.adjacency)
             with compression.around_loss if compression else nullcontext():
-                return trainer.loss(logits[trainer.train], trainer.y[trainer.train])
+                return trainer.loss(logits[batch.train], batch.y[batch.train])
 
     def gradients(self, compression: Compression | None = None) -> dict[str, Tensor]:
         """The loss's gradient by every parameter, by name; raises `ActbenchError` if one is not finite."""
@@ -78,7 +85,7 @@ class FixedWeights:
 
     def saved_bytes(self, scheme: Scheme) -> int:
         """Saved-for-backward bytes of a forward pass under `scheme`, measured, without the loss."""
-        ledger = Ledger(exclude=self.trainer.resident)
+        ledger = Ledger(exclude=self._data)
         # What is kept is counted when the ledger closes, while the pass still holds it.
         self.forward(self.compress(scheme, 0), ledger)
         return ledger.total_bytes

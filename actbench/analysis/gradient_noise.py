@@ -97,7 +97,7 @@ def measure_gradient_noise(
     if squared_norm == 0:
         raise ActbenchError("The gradient is 0, so its noise has no measure: train for fewer --epochs.")
     # What is 0 in theory is a float32 sum over all nodes in practice: √nodes roundings of 2**-23, four times that.
-    vanishing = 16 * weights.trainer.x.shape[0] * torch.finfo(torch.float32).eps ** 2
+    vanishing = 16 * weights.batch.x.shape[0] * torch.finfo(torch.float32).eps ** 2
     grams = {name: (stacked := torch.stack(parts)) @ stacked.t() for name, parts in deviations.items()}
     tensors = {
         name: _noise(squares[name], grams[name], norms[name], squared_norm, vanishing) for name in exact_gradients

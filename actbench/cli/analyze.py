@@ -45,7 +45,7 @@ def _expanded(path: Path | None) -> Path | None:
 
 def analyze(
     dataset: Annotated[str, typer.Option(help="A name from `actbench datasets` or a .npz file.")],
-    model: Annotated[Literal["sage", "gcn"], typer.Option(help="The network.")] = "sage",
+    model: Annotated[Literal["sage", "gcn", "gcnii", "gat"], typer.Option(help="The network.")] = "sage",
     scheme: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,7 +85,7 @@ def analyze(
     recipe = recipe_for(dataset, model).overridden(
         layers=layers, hidden=hidden, dropout=dropout, batch_norm=batch_norm, learning_rate=learning_rate
     )
-    trace = operations(recipe.architecture, 1, 1, 1)
+    trace = operations(recipe.architecture, 1, 1, 1, 1)
     for each in schemes:
         require_calls(trace, each)
     chosen = resolve_device(device)

@@ -46,7 +46,7 @@ def estimate(
         str | None,
         typer.Option(help="Instead of these: a name from `actbench datasets`, which is not loaded, or a .npz file."),
     ] = None,
-    model: Annotated[Literal["sage", "gcn"], typer.Option(help="The network.")] = "sage",
+    model: Annotated[Literal["sage", "gcn", "gcnii", "gat"], typer.Option(help="The network.")] = "sage",
     hidden: Annotated[
         int | None, typer.Option(min=1, max=LARGEST_HIDDEN, help="Width of the layers.", show_default="the recipe's")
     ] = None,

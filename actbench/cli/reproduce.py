@@ -89,8 +89,8 @@ def _make_present(name: str, data_dir: Path, stderr: Console) -> None:
 def _jobs(wanted: Experiment, name: str, data_dir: Path, seeds: int, epochs: int | None, device: str) -> list[Job]:
     schemes = [Scheme.parse(text) for text in wanted.schemes]
     jobs = []
-    for model in wanted.models:
-        recipe = recipe_for(name, model).overridden(epochs=epochs)
+    for model, sampler in wanted.systems:
+        recipe = recipe_for(name, model, sampler).overridden(epochs=epochs)
         jobs += plan(Job(name, str(data_dir), digest_of(name), schemes[0], 0, recipe, device), schemes, seeds)
     return jobs
 

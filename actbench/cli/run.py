@@ -29,7 +29,11 @@ def run(
         str | None,
         typer.Option(help="A name from `actbench datasets` or a .npz file.", show_default=DEFAULT_DATASET),
     ] = None,
-    model: Annotated[Literal["sage", "gcn"], typer.Option(help="The network.")] = "sage",
+    model: Annotated[Literal["sage", "gcn", "gcnii", "gat"], typer.Option(help="The network.")] = "sage",
+    sampler: Annotated[
+        Literal["full", "saint", "cluster"],
+        typer.Option(help="What a step trains on: the graph, GraphSAINT's random walks or Cluster-GCN's parts."),
+    ] = "full",
     scheme: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,11 +74,11 @@ def run(
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(min=0, callback=require_finite, help="Adam's step size.", show_default="the recipe's"),
+        typer.Option(min=0, callback=require_finite, help="The optimizer's step size.", show_default="the recipe's"),
     ] = None,
     weight_decay: Annotated[
         float | None,
-        typer.Option(min=0, callback=require_finite, help="Adam's L2 penalty.", show_default="the recipe's"),
+        typer.Option(min=0, callback=require_finite, help="The optimizer's L2 penalty.", show_default="the recipe's"),
     ] = None,
     clip: Annotated[
         float | None,
@@ -84,6 +88,82 @@ def run(
             help="Bound of the gradient's norm; 0 for none.",
             show_default="the recipe's",
         ),
+    ] = None,
+    optimizer: Annotated[
+        Literal["adam", "rmsprop"] | None, typer.Option(help="The optimizer.", show_default="the recipe's")
+    ] = None,
+    input_dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=0.99, callback=require_finite, help="Dropout of the features.", show_default="the recipe's"
+        ),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            callback=require_finite,
+            help="GCNII: share of the first layer in each.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    theta: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            callback=require_finite,
+            help="GCNII: how far weights are from identity; 0 for no identity.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    residual: Annotated[
+        bool | None,
+        typer.Option(
+            "--residual/--no-residual", help="GCNII: add a layer's input to its output.", show_default="the recipe's"
+        ),
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="GAT: heads of --hidden columns each.", show_default="the recipe's")
+    ] = None,
+    edge_dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=0.99, callback=require_finite, help="GAT: share of edges left out.", show_default="the recipe's"
+        ),
+    ] = None,
+    labels_as_input: Annotated[
+        bool | None,
+        typer.Option(
+            "--labels-as-input/--no-labels-as-input",
+            help="Training labels beside the features, some hidden and predicted.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    mask_rate: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            callback=require_finite,
+            help="Share of the labels as input that is hidden.",
+            show_default="the recipe's",
+        ),
+    ] = None,
+    roots: Annotated[
+        int | None, typer.Option(min=1, help="GraphSAINT: walks a step.", show_default="the recipe's")
+    ] = None,
+    walk_length: Annotated[
+        int | None, typer.Option(min=1, help="GraphSAINT: edges a walk.", show_default="the recipe's")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="GraphSAINT: steps an epoch.", show_default="the recipe's")
+    ] = None,
+    parts: Annotated[
+        int | None, typer.Option(min=1, help="Cluster-GCN: parts of the graph.", show_default="the recipe's")
+    ] = None,
+    parts_per_batch: Annotated[
+        int | None, typer.Option(min=1, help="Cluster-GCN: parts a step.", show_default="the recipe's")
     ] = None,
 ) -> None:
     """Train under several schemes and compare memory, time and score.
@@ -95,7 +175,7 @@ def run(
     """
     schemes = [Scheme.parse(text) for text in scheme or DEFAULT_SCHEMES]
     name = DEFAULT_DATASET if dataset is None else dataset
-    recipe = recipe_for(name, model).overridden(
+    recipe = recipe_for(name, model, sampler).overridden(
         layers=layers,
         hidden=hidden,
         dropout=dropout,
@@ -103,9 +183,23 @@ def run(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         clip=clip,
+        optimizer=optimizer,
+        input_dropout=input_dropout,
+        alpha=alpha,
+        theta=theta,
+        residual=residual,
+        heads=heads,
+        edge_dropout=edge_dropout,
+        labels_as_input=labels_as_input,
+        mask_rate=mask_rate,
+        roots=roots,
+        walk_length=walk_length,
+        steps=steps,
+        parts=parts,
+        parts_per_batch=parts_per_batch,
         epochs=epochs or (DEFAULT_EPOCHS if dataset is None else None),
     )
-    trace = operations(recipe.architecture, 1, 1, 1)
+    trace = operations(recipe.architecture, 1, 1, 1, 1)
     for each in schemes:
         require_calls(trace, each)
     chosen = resolve_device(device)

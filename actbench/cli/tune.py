@@ -39,7 +39,7 @@ BESIDE = ("exact", "blockwise-vm")
 
 def tune(
     dataset: Annotated[str, typer.Option(help="A name from `actbench datasets` or a .npz file.")],
-    model: Annotated[Literal["sage", "gcn"], typer.Option(help="The network.")] = "sage",
+    model: Annotated[Literal["sage", "gcn", "gcnii", "gat"], typer.Option(help="The network.")] = "sage",
     budget: Annotated[
         str | None, typer.Option(help="Most bytes to keep for backward, as 800MiB: activations, not all of memory.")
     ] = None,

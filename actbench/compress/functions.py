@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from actbench.compress.saved import Kept
-from actbench.quant import keep_where, pack_mask, pack_positive, scale_where
+from actbench.quant import keep_where, pack_mask, pack_positive, scale_where, unpack_mask
 
 
 class Linear(Function):
@@ -60,6 +60,40 @@ class Linear(Function):
         if ctx.needs_input_grad[5]:
             by_bias = rows.sum(0)
         return None, None, None, by_x, by_weight, by_bias
+
+
+class Addmm(Function):
+    """`torch.addmm(input, x, weight)`, beta input + alpha x weight, keeping x [N, D] packed as `Linear` does."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        product: Callable[..., Tensor],
+        kept: Kept,
+        input: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        beta: float,
+        alpha: float,
+    ) -> Tensor:
+        """Keeps the weight [D, H] and the packed x."""
+        ctx.kept, ctx.shape, ctx.beta, ctx.alpha = kept, input.shape, beta, alpha
+        ctx.save_for_backward(weight, *kept.pack(x))
+        return product(input, x, weight, beta=beta, alpha=alpha)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Exact for input and x, an estimate for the weight."""
+        weight, *packed = ctx.saved_tensors
+        by_input = by_x = by_weight = None
+        if ctx.needs_input_grad[2]:
+            by_input = (gradient * ctx.beta).sum_to_size(ctx.shape)
+        if ctx.needs_input_grad[3]:
+            by_x = (gradient @ weight.t().to(gradient.dtype)) * ctx.alpha
+        if ctx.needs_input_grad[4]:
+            by_weight = ctx.kept.left_product(gradient.t(), tuple(packed)).t() * ctx.alpha
+        return None, None, by_input, by_x, by_weight, None, None
 
 
 class BatchNorm(Function):
@@ -135,6 +169,27 @@ class Relu(Function):
         """Exact."""
         (packed,) = ctx.saved_tensors
         return keep_where(gradient, packed), None
+
+
+class LeakyRelu(Function):
+    """`F.leaky_relu`, keeping one bit an element."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: float, inplace: bool) -> Tensor:
+        """Keeps where the input is above 0, which is what FP32's backward asks."""
+        ctx.slope = slope
+        ctx.save_for_backward(pack_mask(x > 0))
+        if inplace:
+            ctx.mark_dirty(x)
+            return torch._C._nn.leaky_relu_(x, slope)
+        return torch._C._nn.leaky_relu(x, slope)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Exact."""
+        (packed,) = ctx.saved_tensors
+        return torch.where(unpack_mask(packed, gradient.shape), gradient, gradient * ctx.slope), None, None
 
 
 class Dropout(Function):

@@ -20,12 +20,14 @@ from torch.autograd import Function
 from torch.nn import Module, Parameter
 from torch.overrides import TorchFunctionMode
 
+from actbench.compress.attention import Aggregate, Edges, aggregate, choose_edges, drop_edges
 from actbench.compress.autocast import Autocast, is_sparse_product, whole_product
-from actbench.compress.functions import BatchNorm, Dropout, Linear, Relu, SparseProduct
+from actbench.compress.functions import Addmm, BatchNorm, Dropout, LeakyRelu, Linear, Relu, SparseProduct
 from actbench.compress.offload import Offload
 from actbench.compress.recomputation import Output, recompute
 from actbench.compress.saved import Kept, Noise, Watch, keeps_seed
 from actbench.errors import UsageError
+from actbench.quant import pack_mask
 from actbench.scheme import Scheme
 
 _COMPRESSIBLE: Final = (torch.float32, torch.float16, torch.bfloat16)
@@ -224,6 +226,23 @@ def _mm(mode: Compression, func: Callable[..., Tensor], input: Any, mat2: Any) -
     return _matmul(mode, func, input, mat2, "mm")
 
 
+def _addmm(
+    mode: Compression,
+    func: Callable[..., Tensor],
+    input: Tensor,
+    mat1: Tensor,
+    mat2: Tensor,
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+) -> Tensor | None:
+    parameter = isinstance(mat2, Parameter) and mat2.requires_grad and mat2.numel() > 0
+    if not (parameter and _compressible(mat1) and input.layout == torch.strided):
+        return None
+    kept = mode.keep("addmm", mat1.shape[0], mat1.shape[1], mat1.dtype, projected=True)
+    return _apply(Addmm, func, kept, input, mat1, mat2, beta, alpha) if kept else None
+
+
 def _batch_norm(
     mode: Compression,
     func: Callable[..., Tensor],
@@ -272,6 +291,19 @@ def _relu_(mode: Compression, func: Callable[..., Tensor], input: Tensor) -> Ten
     return _relu(mode, func, input, inplace=True)
 
 
+def _leaky_relu(
+    mode: Compression,
+    func: Callable[..., Tensor],
+    input: Tensor,
+    negative_slope: float = 0.01,
+    inplace: bool = False,
+) -> Tensor | None:
+    # In place and below 0 torch itself refuses backward.
+    if not (_compressible(input) and input.requires_grad) or (inplace and negative_slope < 0):
+        return None
+    return _apply(LeakyRelu, input, negative_slope, inplace)
+
+
 def _dropout(
     mode: Compression,
     func: Callable[..., Tensor],
@@ -308,13 +340,29 @@ def _sparse_product(
     return _apply(SparseProduct, sparse, dense, reduce)
 
 
-_HANDLERS: Final[dict[Callable[..., Any], Callable[..., Tensor | None]]] = {
+def _drop_edges(mode: Compression, func: Callable[..., Edges], edges: Edges, p: float) -> Edges:
+    chosen = choose_edges(edges, p)
+    return Edges.subset(edges.crow, edges.col, chosen, pack_mask(chosen))
+
+
+def _aggregate(
+    mode: Compression, func: Callable[..., Tensor], edges: Edges, coefficients: Tensor, x: Tensor
+) -> Tensor | None:
+    if not (_compressible(x) and coefficients.requires_grad):
+        return None
+    kept = mode.keep("aggregate", x.shape[0], x[0].numel(), x.dtype, projected=False)
+    return _apply(Aggregate, edges, coefficients, x, kept)
+
+
+_HANDLERS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
     F.linear: _linear,
     torch.matmul: _matmul,
     Tensor.matmul: _matmul,
     Tensor.__matmul__: _matmul,
     torch.mm: _mm,
     Tensor.mm: _mm,
+    torch.addmm: _addmm,
+    Tensor.addmm: _addmm,
     F.batch_norm: _batch_norm,
     torch.batch_norm: _torch_batch_norm,
     F.relu: _relu,
@@ -322,8 +370,11 @@ _HANDLERS: Final[dict[Callable[..., Any], Callable[..., Tensor | None]]] = {
     Tensor.relu: _relu,
     torch.relu_: _relu_,
     Tensor.relu_: _relu_,
+    F.leaky_relu: _leaky_relu,
     F.dropout: _dropout,
     torch.dropout: _torch_dropout,
     torch.dropout_: _torch_dropout_,
     torch.sparse.mm: _sparse_product,
+    drop_edges: _drop_edges,
+    aggregate: _aggregate,
 }

@@ -20,6 +20,8 @@ _open = threading.local()
 class Offload:
     """A context that copies what autograd keeps on devices of type `source` to host memory, each storage once.
 
+    `forward_bytes` lay in host memory when the context was last left.
+
     What shares storage with a tensor of `resident` stays, and so do sparse tensors and lazily conjugated or negated
     ones. On CUDA the host memory is pinned, and copies in both directions go through a stream of their own. On a CPU,
     where they gain nothing, they are plain.
@@ -28,6 +30,7 @@ class Offload:
     def __init__(self, resident: Iterable[Tensor] = (), source: str = "cuda") -> None:
         self.source = source
         self.found = False
+        self.forward_bytes = 0
         self._resident = {_storage(tensor).data_ptr() for tensor in resident if tensor.layout == torch.strided}
         # By address and version: what was changed in place since it was kept is another content.
         self._known: dict[tuple[int, int], tuple[StorageWeakRef, weakref.ref[_HostCopy]]] = {}
@@ -55,6 +58,7 @@ class Offload:
         assert self._hooks is not None
         self._hooks.__exit__(kind, error, trace)
         _open.stack.pop()
+        self.forward_bytes = self.host_bytes
 
     def pack(self, tensor: Tensor) -> Any:
         """A tensor that stays, or where its copy is and how it looks."""

@@ -12,26 +12,41 @@ import torch
 from actbench.compress.saved import GENERATOR_BYTES, Kept, Noise, dropout_bytes
 from actbench.errors import SchemeError
 from actbench.quant.layout import mask_bytes
-from actbench.scheme import Scheme
+from actbench.scheme import PROJECTED, Scheme
 
 FLOAT_BYTES = 4
 BFLOAT16_BYTES = 2
 _NO_NOISE = Noise(0, 0)
+_LAYERS = ("layer", "layer_input")
 
 
 @dataclass(frozen=True)
 class Operation:
     """One operation of a forward pass on a float32 matrix [rows, width].
 
-    `tensor` names what FP32 keeps: the input of a linear or batch norm, the output of a ReLU, the mask of a dropout.
-    Equal names are one tensor; the name "data" is the graph's own features, which are there anyway. A "layer" begins
-    one that `run_layer` runs, and names its input.
+    `tensor` names what FP32 keeps: the input of a linear, batch norm, leaky ReLU or aggregation, the output of a ReLU,
+    the mask of a dropout, the choice of an edge dropout among [rows, width] edges. Equal names are one tensor; the name
+    "data" is the graph's own features, which are there anyway. An "exact" one is kept as it is under every scheme. A
+    "layer" begins one that `run_layer` runs, and names its input; a "layer_input" is a further one of the same layer.
 
-    Under autocast the tensor is bfloat16, unless it is `whole`, float32 all the same; a linear then makes a copy of its
-    own. `weight` is how many elements of its weight a linear keeps a copy of: none where its input needs no gradient.
+    Under autocast the tensor is bfloat16, unless it is `whole`, float32 all the same; a linear or addmm then makes a
+    copy of its own. `weight` is how many elements of its weight it keeps a copy of: none where its input needs no
+    gradient.
     """
 
-    kind: Literal["linear", "batch_norm", "relu", "dropout", "layer"]
+    kind: Literal[
+        "linear",
+        "addmm",
+        "batch_norm",
+        "relu",
+        "leaky_relu",
+        "dropout",
+        "edge_dropout",
+        "aggregate",
+        "exact",
+        "layer",
+        "layer_input",
+    ]
     tensor: str
     rows: int
     width: int
@@ -62,13 +77,12 @@ def predict_saved_bytes(operations: Iterable[Operation], scheme: Scheme, device:
     for operation in operations:
         calls[operation.kind] += 1
         at = scheme.for_call(operation.kind, calls[operation.kind])
-        if operation.kind == "layer":
+        if operation.kind in _LAYERS:
             continue
         if at.compresses:
             packed_bytes += _compressed_bytes(operation, at, device)
             continue
-        each = 1 if operation.kind == "dropout" and device == "cuda" else FLOAT_BYTES
-        kept.setdefault(operation.tensor, operation.numel * each)
+        kept.setdefault(operation.tensor, operation.numel * (_mask_bytes(operation, device) or FLOAT_BYTES))
         packed_bytes += _statistics_bytes(operation)
     return sum(kept.values()) + packed_bytes
 
@@ -87,31 +101,36 @@ def _autocast_bytes(operations: Iterable[Operation], device: str) -> int:
     kept: dict[str, int] = {}
     copied_bytes = 0
     for operation in operations:
-        if operation.kind == "layer":
+        if operation.kind in _LAYERS:
             continue
         copied_bytes += _statistics_bytes(operation) + BFLOAT16_BYTES * operation.weight
-        if operation.kind == "linear" and operation.whole:
+        if operation.kind in ("linear", "addmm") and operation.whole:
             copied_bytes += BFLOAT16_BYTES * operation.numel
             continue
         each = FLOAT_BYTES if operation.whole else BFLOAT16_BYTES
-        if operation.kind == "dropout" and device == "cuda":
-            each = 1
-        kept.setdefault(operation.tensor, operation.numel * each)
+        kept.setdefault(operation.tensor, operation.numel * (_mask_bytes(operation, device) or each))
     return sum(kept.values()) + copied_bytes
 
 
 def _checkpoint_bytes(operations: Iterable[Operation], device: str) -> int:
-    layers = [operation for operation in operations if operation.kind == "layer"]
-    kept = {layer.tensor: FLOAT_BYTES * layer.numel for layer in layers if layer.tensor != "data"}
-    return sum(kept.values()) + GENERATOR_BYTES[device] * len(layers)
+    inputs = [operation for operation in operations if operation.kind in _LAYERS]
+    kept = {each.tensor: FLOAT_BYTES * each.numel for each in inputs if each.tensor != "data"}
+    return sum(kept.values()) + GENERATOR_BYTES[device] * sum(each.kind == "layer" for each in inputs)
+
+
+def _mask_bytes(operation: Operation, device: str) -> int | None:
+    """Bytes an element of a mask that torch keeps as bool; None for what has the tensor's own dtype."""
+    return 1 if operation.kind == "edge_dropout" or (operation.kind == "dropout" and device == "cuda") else None
 
 
 def _compressed_bytes(operation: Operation, scheme: Scheme, device: str) -> int:
-    if operation.kind == "relu":
+    if operation.kind == "exact":
+        return operation.numel * FLOAT_BYTES
+    if operation.kind in ("relu", "leaky_relu", "edge_dropout"):
         return mask_bytes(operation.numel)
     if operation.kind == "dropout":
         return dropout_bytes(operation.numel, scheme, device)
-    ratio = scheme.projection if operation.kind == "linear" else 1
+    ratio = scheme.projection if operation.kind in PROJECTED else 1
     kept = Kept.of(operation.rows, operation.width, torch.float32, scheme, _NO_NOISE, ratio)
     return kept.packing.layout.total_bytes + _statistics_bytes(operation)
 

@@ -1,7 +1,8 @@
 """Adjacency matrices for stock PyG layers, with the mean or the symmetric norm in their values.
 
-Each is an `adj_t`: row i holds the weights of the edges that end in node i. Passed to `SAGEConv(aggr="sum")`
-or `GCNConv(normalize=False)`, it makes the aggregation one sparse product.
+Each is an `adj_t`: row i holds the weights of the edges that end in node i. Passed to `SAGEConv(aggr="sum")`,
+`GCNConv(normalize=False)` or `GCN2Conv(normalize=False)`, it makes the aggregation one sparse product. Attention
+weighs edges itself and needs only which there are.
 """
 
 import warnings
@@ -41,6 +42,22 @@ def gcn_adjacency(edge_index: Tensor, nodes: int) -> Tensor:
 
     looped, values = gcn_norm(edge_index, num_nodes=nodes, dtype=torch.float32)
     return _transposed_csr(looped, values, nodes)
+
+
+def looped_adjacency(edge_index: Tensor, nodes: int) -> Tensor:
+    """Return A + I with 1 for every edge, each node's self-loop once: what attention takes a softmax over.
+
+    Args:
+        edge_index: int64 [2, E] without duplicates; a self-loop that is there already is not added again.
+        nodes: number of nodes N.
+
+    Returns:
+        uint8 [N, N], `torch.sparse_csr`, indices int32 (int64 from 2**31 edges on).
+    """
+    from torch_geometric.utils import add_remaining_self_loops
+
+    looped, _ = add_remaining_self_loops(edge_index, num_nodes=nodes)
+    return _transposed_csr(looped, torch.ones(looped.size(1), dtype=torch.uint8), nodes)
 
 
 def _transposed_csr(edge_index: Tensor, values: Tensor, nodes: int) -> Tensor:

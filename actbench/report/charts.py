@@ -34,6 +34,7 @@ _KIND_STYLES: Final = {
     "batch_norm": (_ORANGE, "///"),
     "relu": (_GREEN, "..."),
     "dropout": (_SKY, "\\\\\\"),
+    "attention": (_PURPLE, "ooo"),
     "metadata": (_VERMILLION, "xxx"),
     "other": ("#999999", "++"),
 }

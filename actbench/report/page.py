@@ -13,6 +13,7 @@ from actbench.report.phrases import (
     TEXTS,
     Sentence,
     mebibytes_text,
+    model_text,
     percent_text,
     points_text,
     score_text,
@@ -62,7 +63,7 @@ def about(comparison: Comparison) -> Sentence:
         "subject",
         {
             "dataset": dataset_name(comparison),
-            "model": comparison.model,
+            "model": model_text(comparison.model, recipe),
             "layers": str(recipe["layers"]),
             "hidden": str(recipe["hidden"]),
             "epochs": _epochs(comparison),
@@ -98,6 +99,7 @@ def table_notes(comparison: Comparison) -> list[Sentence]:
     """What must be known to read the comparison's table."""
     devices = {place.device for place in comparison.machines}
     keys = ["note.activation", *(f"note.peak.{device}" for device in sorted(devices & {"cpu", "cuda"}))]
+    keys += ["note.sampled"] if comparison.recipe.get("sampler", "full") != "full" else []
     keys += ["note.score", "note.speed"]
     noises = [
         Sentence("note.noise", {"epochs": epochs_of(s), "draws": str(s.document["draws"]), "file": s.file})

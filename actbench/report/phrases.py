@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 Language = Literal["en", "ja"]
 MEBIBYTE = 2**20
@@ -72,6 +72,13 @@ def score_text(mean: float | None, std: float | None = None) -> str:
     return f"{100 * mean:.2f}" if std is None else f"{100 * mean:.2f} ± {100 * std:.2f}"
 
 
+def model_text(model: str, recipe: Mapping[str, Any]) -> str:
+    """The model's name and, unless it is trained on full batches, its sampler's: `sage (GraphSAINT)`."""
+    sampler = recipe.get("sampler", "full")
+    names = {"saint": "GraphSAINT", "cluster": "Cluster-GCN"}
+    return model if sampler == "full" else f"{model} ({names.get(str(sampler), sampler)})"
+
+
 def rate_text(per_second: float | None) -> str:
     """Epochs per second."""
     return NOTHING if per_second is None else f"{per_second:.2f}"
@@ -121,6 +128,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "kind.batch_norm": ("batch-norm inputs", "バッチ正規化の入力"),
     "kind.relu": ("ReLU", "ReLU"),
     "kind.dropout": ("dropout", "ドロップアウト"),
+    "kind.attention": ("attention", "アテンション"),
     "kind.metadata": ("blocks' minimum and scale", "ブロックの最小値とスケール"),
     "kind.other": ("other", "その他"),
     # Columns.
@@ -311,6 +319,12 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "note.activation": (
         "Activations: bytes kept for backward after the model's forward pass, without parameters and graph data.",
         "活性化マップ：順伝播の後に逆伝播のため保持しているバイト数。パラメータとグラフデータは含まない。",
+    ),
+    "note.sampled": (
+        "Trained on samples: activations are those of the step that kept most in the first epoch; an epoch is all its "
+        "steps, samples made on the way included; scores, and whole peaks with them, are of full batches.",
+        "サンプルでの学習：活性化マップは最初のエポックで保持量が最大だったステップの値。1エポックはサンプルの作成を含む"
+        "全ステップ。スコアは全グラフで求め、ピークメモリもそれを含む。",
     ),
     "note.peak.cpu": (
         "Whole peak: host memory of the process, interpreter and libraries included, after warm-up.",

@@ -10,7 +10,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from actbench.analysis import Row, Table
-from actbench.report.phrases import mebibytes_text, percent_text, rate_text, score_text, times_text
+from actbench.report.phrases import mebibytes_text, model_text, percent_text, rate_text, score_text, times_text, word
 
 
 def render_tables(tables: list[Table]) -> RenderableType:
@@ -41,7 +41,8 @@ def ledger_table(record: dict[str, Any]) -> RenderableType:
     ):
         if record.get(field) is not None:
             grid.add_row(name, "", "", "", f"{record[field]:,}", style="bold" if field == "saved_bytes" else None)
-    title = f"Kept for backward · {record['dataset']} · {record['model']} · {record['scheme']['name']}"
+    model = model_text(record["model"], record["recipe"])
+    title = f"Kept for backward · {record['dataset']} · {model} · {record['scheme']['name']}"
     return Group(Text(title, style="bold"), grid)
 
 
@@ -69,7 +70,7 @@ def _title(table: Table) -> str:
     recipe = table.recipe
     generated = " (generated graph)" if table.synthetic else ""
     return (
-        f"{table.dataset}{generated} · {table.model} {recipe['layers']} x {recipe['hidden']} · "
+        f"{table.dataset}{generated} · {model_text(table.model, recipe)} {recipe['layers']} x {recipe['hidden']} · "
         f"{recipe['epochs']} epoch{'s' if recipe['epochs'] > 1 else ''} · {table.device_name}"
     )
 
@@ -101,6 +102,8 @@ def _notes(table: Table) -> list[str]:
         for row in table.rows
         if row.host_bytes
     ]
+    if table.recipe.get("sampler", "full") != "full":
+        notes.append(word("note.sampled", "en"))
     if table.seeds == 1:
         notes.append("One seed is not a result: --seeds 10 gives means with their spread.")
     if table.synthetic:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from actbench.analysis.limits import Limits
 from actbench.analysis.regression import CheckedRow, Finding, Verdict
-from actbench.report.phrases import MEBIBYTE, NOTHING, escape_markdown
+from actbench.report.phrases import MEBIBYTE, NOTHING, escape_markdown, model_text
 
 _NAMES = {
     "row": "row",
@@ -214,7 +214,7 @@ def _groups(verdict: Verdict) -> list[tuple[str, list[CheckedRow]]]:
     groups: dict[str, list[CheckedRow]] = {}
     for row in verdict.rows:
         recipe = row.recipe
-        title = f"{row.dataset} · {row.model}"
+        title = f"{row.dataset} · {model_text(row.model, recipe)}"
         if "layers" in recipe and "hidden" in recipe:
             title += f" {recipe['layers']} x {recipe['hidden']}"
         if "epochs" in recipe:

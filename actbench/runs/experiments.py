@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from actbench.models import Model
+from actbench.training import Sampler
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Every scheme for every model, `seeds` times."""
+    """Every scheme for every system, a model and what it is trained on, `seeds` times."""
 
     dataset: str
-    models: tuple[Model, ...]
+    systems: tuple[tuple[Model, Sampler], ...]
     schemes: tuple[str, ...]
     seeds: int
 
 
 TABLE1: Final = Experiment(
     dataset="ogbn-arxiv",
-    models=("sage",),
+    systems=(("sage", "full"),),
     schemes=(
         "fp32",
         "exact",
@@ -34,10 +35,17 @@ TABLE1: Final = Experiment(
 
 EXACT: Final = Experiment(
     dataset="ogbn-arxiv",
-    models=("sage", "gcn"),
+    systems=(
+        ("sage", "full"),
+        ("gcn", "full"),
+        ("gcnii", "full"),
+        ("gat", "full"),
+        ("sage", "saint"),
+        ("sage", "cluster"),
+    ),
     schemes=("fp32", "exact:projection=1", "exact"),
     seeds=10,
 )
-"""EXACT's grid: INT2 alone and with a random projection to an eighth, on every full-batch model."""
+"""EXACT's grid: INT2 alone and with a random projection to an eighth, on whole graphs and on samples of them."""
 
 EXPERIMENTS: Final = {"table1": TABLE1, "exact": EXACT}

@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from actbench.compress import Compression, Ledger, compress, predict_saved_bytes, require_calls
 from actbench.graphs import Graph, load
 from actbench.meters import Clock, MemoryMeter, describe_environment
-from actbench.models import operations
+from actbench.models import adjacency_entries, operations
 from actbench.runs.job import Job, description
 from actbench.runs.store import SCHEMA_VERSION, Record
 from actbench.training import Trainer
@@ -84,9 +84,12 @@ def _train(job: Job, device: torch.device, record: Record, report: Callable[[dic
     graph = load(job.dataset, Path(job.data_dir), job.seed)
     record["graph"] = _graph_record(graph)
     architecture = job.recipe.architecture
-    trace = operations(architecture, graph.nodes, graph.features, graph.classes)
+    entries = adjacency_entries(architecture.model, graph.edge_index, graph.nodes)
+    trace = operations(architecture, graph.nodes, graph.features, graph.classes, entries)
     require_calls(trace, job.scheme)
-    record["predicted_saved_bytes"] = predict_saved_bytes(trace, job.scheme, device.type)
+    if job.recipe.sampler == "full":
+        # Before anything is allocated: a run out of memory has it too.
+        record["predicted_saved_bytes"] = predict_saved_bytes(trace, job.scheme, device.type)
     torch.manual_seed(job.seed)
     trainer = Trainer(graph, job.recipe, device)
     # The loader's copy is not needed any more, and must not sit in the host's peak.
@@ -102,9 +105,9 @@ def _train(job: Job, device: torch.device, record: Record, report: Callable[[dic
                     memory.reset()
                 begun = clock.read()
                 if epoch == 1:
-                    loss = _first_step(trainer, compression, record)
+                    loss = _first_epoch(trainer, compression, record)
                 else:
-                    loss = trainer.step(compression, compression.around_loss)
+                    loss = trainer.epoch(compression, compression.around_loss)
                 record["epoch_seconds"].append(clock.read() - begun)
                 scores = trainer.evaluate()
                 if not all(map(math.isfinite, (scores.train, scores.valid, scores.test))):
@@ -131,28 +134,40 @@ def _train(job: Job, device: torch.device, record: Record, report: Callable[[dic
             _write_peaks(memory, record)
 
 
-def _first_step(trainer: Trainer, compression: Compression, record: Record) -> float:
-    """The first epoch, under ledgers: what is kept does not change later, and what counting costs is warm-up."""
-    forward = Ledger(exclude=trainer.resident)
-    beyond = Ledger(exclude=trainer.resident, beyond=forward)
+def _first_epoch(trainer: Trainer, compression: Compression, record: Record) -> float:
+    """The first epoch, under ledgers: what counting costs is warm-up.
 
-    @contextmanager
-    def counted() -> Iterator[None]:
-        with compression, forward:
-            yield
-        if compression.offload:
-            record["host_saved_bytes"] = compression.offload.host_bytes
+    Full batch, what is kept does not change later. Of an epoch of samples the record is of the step that kept most.
+    """
+    losses, most, sampled = [], -1, trainer.recipe.sampler != "full"
+    for batch in trainer.batches():
+        forward = Ledger(exclude=[*trainer.resident, *batch.tensors])
+        beyond = Ledger(exclude=[*trainer.resident, *batch.tensors], beyond=forward)
+        losses.append(trainer.step(_counted(compression, forward), _counted(compression.around_loss, beyond), batch))
+        host_bytes = compression.offload.forward_bytes if compression.offload else 0
+        if forward.total_bytes + host_bytes > most:
+            most = forward.total_bytes + host_bytes
+            record["saved_bytes"] = forward.total_bytes
+            if compression.offload:
+                record["host_saved_bytes"] = host_bytes
+            record["loss_saved_bytes"] = beyond.total_bytes
+            record["ledger"] = [asdict(entry) for entry in forward.entries]
+            if sampled:
+                nodes, entries = batch.x.shape[0], batch.adjacency.values().numel()
+                trace = operations(trainer.recipe.architecture, nodes, trainer.x.shape[1], trainer.classes, entries)
+                predicted = predict_saved_bytes(trace, compression.scheme, trainer.x.device.type)
+                record["predicted_saved_bytes"] = predicted
+                record["largest_step"] = {"nodes": nodes, "entries": entries}
+        del batch
+    if sampled:
+        record["steps_per_epoch"] = len(losses)
+    return sum(losses) / len(losses)
 
-    @contextmanager
-    def loss_counted() -> Iterator[None]:
-        with compression.around_loss, beyond:
-            yield
 
-    loss = trainer.step(counted(), loss_counted())
-    record["saved_bytes"] = forward.total_bytes
-    record["loss_saved_bytes"] = beyond.total_bytes
-    record["ledger"] = [asdict(entry) for entry in forward.entries]
-    return loss
+@contextmanager
+def _counted(context: AbstractContextManager[object], ledger: Ledger) -> Iterator[None]:
+    with context, ledger:
+        yield
 
 
 def _write_peaks(memory: MemoryMeter, record: Record) -> None:

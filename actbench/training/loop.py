@@ -1,7 +1,8 @@
-"""Full-batch training of one network on one graph."""
+"""Training of one network on one graph, on the whole of it or on samples."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -9,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from actbench.errors import DataError
 from actbench.graphs import Graph
 from actbench.models import Network, adjacency_of
 from actbench.training.recipe import Recipe
+from actbench.training.samples import samples_of
 from actbench.training.scores import score
 
 
@@ -24,23 +27,40 @@ class Scores:
     test: float
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one step trains on: a graph or a part of it, and `train`, the nodes whose labels it predicts."""
+
+    x: Tensor
+    adjacency: Tensor
+    y: Tensor
+    train: Tensor
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of it: data, and no activations."""
+        return [self.x, self.adjacency, self.y, self.train]
+
+
 class Trainer:
     """A network, its optimizer and its graph on one device.
 
-    Weights are drawn from torch's generator; seed it before, and two trainers start alike.
+    Weights are drawn from torch's generator; seed it before, and two trainers start alike. Raises `DataError` if the
+    recipe wants more parts than there are nodes.
     """
 
     def __init__(self, graph: Graph, recipe: Recipe, device: torch.device) -> None:
         self.recipe = recipe
         self.task, self.metric = graph.task, graph.metric
-        self.x, self.y = graph.x.to(device), graph.y.to(device)
+        self.x, self.y, self.classes = graph.x.to(device), graph.y.to(device), graph.classes
         self.train, self.valid, self.test = (part.to(device) for part in (graph.train, graph.valid, graph.test))
         model = recipe.architecture.model
         self.adjacency = adjacency_of(model, graph.edge_index, graph.nodes).to(device)
         self.network = Network(recipe.architecture, graph.features, graph.classes).to(device)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
+        optimizer = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.RMSprop
+        self.optimizer = optimizer(self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        self._samples = samples_of(graph, recipe)
+        self._trains = torch.zeros(graph.nodes, dtype=torch.bool).index_fill_(0, graph.train, True)
 
     @property
     def resident(self) -> list[Tensor]:
@@ -48,21 +68,57 @@ class Trainer:
         graph = [self.x, self.y, self.adjacency, self.train, self.valid, self.test]
         return [*graph, *self.network.parameters(), *self.network.buffers()]
 
-    def step(
+    def batches(self) -> Iterator[Batch]:
+        """What the steps of one epoch train on, each made when it is asked for; samples without training nodes are not.
+
+        Raises `DataError` if there is none.
+        """
+        if self._samples is None:
+            yield self._batch(self.x, self.adjacency, self.y, self.train)
+            return
+        device, found = self.x.device, False
+        for nodes, edge_index in self._samples.draw():
+            train = self._trains[nodes].nonzero().view(-1)
+            if not train.numel():
+                continue
+            found = True
+            adjacency = adjacency_of(self.recipe.architecture.model, edge_index, nodes.numel()).to(device)
+            here = nodes.to(device)
+            yield self._batch(self.x[here], adjacency, self.y[here], train.to(device))
+        if not found:
+            raise DataError("no sample of the epoch has a training node: take more roots or more parts a batch.")
+
+    def epoch(
         self,
         around_forward: AbstractContextManager[object] = nullcontext(),  # noqa: B008
         around_loss: AbstractContextManager[object] = nullcontext(),  # noqa: B008
     ) -> float:
-        """One epoch: forward inside `around_forward`, loss inside `around_loss`, backward, update.
+        """One epoch: a step for each of `batches`, within the contexts as `step` has them; the mean of their losses."""
+        losses = []
+        for batch in self.batches():
+            losses.append(self.step(around_forward, around_loss, batch))
+            # Before the next one is made.
+            del batch
+        return sum(losses) / len(losses)
+
+    def step(
+        self,
+        around_forward: AbstractContextManager[object] = nullcontext(),  # noqa: B008
+        around_loss: AbstractContextManager[object] = nullcontext(),  # noqa: B008
+        batch: Batch | None = None,
+    ) -> float:
+        """One step on `batch`, or on an epoch's first: forward inside `around_forward`, loss inside `around_loss`,
+        backward, update.
 
         Returns the training loss. Raises `FloatingPointError` if it is not finite, before any weight changes.
         """
+        batch = batch or next(self.batches())
         self.network.train()
         self.optimizer.zero_grad()
         with around_forward:
-            logits = self.network(self.x, self.adjacency)
+            logits = self.network(batch.x, batch.adjacency)
         with around_loss:
-            loss = self.loss(logits[self.train], self.y[self.train])
+            loss = self.loss(logits[batch.train], batch.y[batch.train])
         value = float(loss.detach())
         if value != value or value in (float("inf"), float("-inf")):
             raise FloatingPointError(f"the training loss is {value}: lower the learning rate or use more bits.")
@@ -74,13 +130,32 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> Scores:
-        """The metric on all three parts, with dropout off and batch norm's running statistics."""
+        """The metric on all three parts of the whole graph, with dropout off and batch norm's running statistics.
+
+        With labels as input, all training labels are given.
+        """
         self.network.eval()
-        logits = self.network(self.x, self.adjacency)
+        logits = self.network(self._inputs(self.x, self.y, self.train), self.adjacency)
         train, valid, test = (
             score(self.metric, logits[part], self.y[part]) for part in (self.train, self.valid, self.test)
         )
         return Scores(train, valid, test)
+
+    def _batch(self, x: Tensor, adjacency: Tensor, y: Tensor, train: Tensor) -> Batch:
+        if self.recipe.mask_rate is None:
+            return Batch(x, adjacency, y, train)
+        # At least one label is hidden, or nothing would be predicted.
+        given = int(train.numel() * (1 - self.recipe.mask_rate))
+        order = torch.randperm(train.numel(), device=train.device)
+        return Batch(self._inputs(x, y, train[order[:given]]), adjacency, y, train[order[given:]])
+
+    def _inputs(self, x: Tensor, y: Tensor, given: Tensor) -> Tensor:
+        """The features x [n, F], with labels as input beside the labels y of the nodes `given`, 0 for the others."""
+        if not self.recipe.architecture.labels_as_input:
+            return x
+        labels = x.new_zeros(x.shape[0], self.classes)
+        labels[given] = F.one_hot(y[given], self.classes).to(x.dtype) if y.dim() == 1 else y[given]
+        return torch.cat((x, labels), dim=1)
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The training loss of logits [n, classes] against their labels, a scalar with its graph."""

@@ -1,6 +1,7 @@
 import json
 import shlex
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from actbench.analysis.comparison import (
     read_located,
     resolve_reference,
 )
+from actbench.cli.main import main
 from actbench.errors import OutputError, UsageError
-from actbench.runs import RecordFile
-from actbench.training import recipe_for
+from actbench.models import Model
+from actbench.runs import Job, RecordFile
+from actbench.training import Recipe, Sampler, recipe_for
 from tests.runs.example import ENVIRONMENT, example_record
 
 
@@ -154,6 +157,9 @@ def test_the_papers_figures_stand_with_their_marks() -> None:
         papers_record("exact", hidden=256),
         papers_record("exact", layers=2),
         papers_record("exact", batch_norm=False),
+        papers_record("exact", sampler="saint"),
+        papers_record("exact", labels_as_input=True),
+        papers_record("exact", input_dropout=0.5),
         papers_record("exact") | {"model": "gcn"},
         papers_record("blockwise:bits=4"),
         papers_record("blockwise:block=256"),
@@ -263,6 +269,12 @@ def test_the_reference_is_one_of_the_schemes_measured() -> None:
         resolve_reference("exat", records)
 
 
+def test_attentions_bytes_are_a_kind_of_their_own() -> None:
+    entries = [("edge_softmax", "float32"), ("aggregate", "uint8"), ("aggregate", "bfloat16"), ("linear", "uint8")]
+    ledger = [{"operation": o, "call": 1, "shape": [9], "dtype": d, "saved_bytes": 9} for o, d in entries]
+    assert bytes_by_kind(example_record("exact", ledger=ledger)) == {"linear": 9, "attention": 18, "metadata": 9}
+
+
 def test_the_command_repeats_the_recipe() -> None:
     record = example_record("blockwise:bits=4", 2)
     record["recipe"] = record["recipe"] | {"clip": None, "batch_norm": False, "learning_rate": 0.003}
@@ -280,3 +292,39 @@ def test_the_command_repeats_the_recipe() -> None:
     )
     assert repeated.as_record() == record["recipe"]
     assert "'my data.npz'" in command_for([example_record(dataset="my data.npz")])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "model", "sampler", "values"),
+    [
+        ("arxiv", "gat", "full", {"labels_as_input": False, "edge_dropout": 0.0, "optimizer": "adam"}),
+        ("arxiv", "gat", "full", {"mask_rate": 0.25, "heads": 2, "input_dropout": 0.0}),
+        ("flickr", "gcnii", "full", {"theta": 0.0, "residual": True, "alpha": 0.2}),
+        ("arxiv", "gcnii", "saint", {"residual": False, "roots": 7, "walk_length": 1, "steps": 2}),
+        ("flickr", "sage", "cluster", {"parts": 9, "parts_per_batch": 2, "input_dropout": 0.5}),
+        ("cora", "gcn", "full", {}),
+    ],
+)
+def test_the_command_repeats_the_recipe_of_every_system(
+    dataset: str,
+    model: Model,
+    sampler: Sampler,
+    values: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Through the command line itself, up to the moment before anything is measured."""
+    recipe = recipe_for(dataset, model, sampler).overridden(**values)
+    words = shlex.split(command_for([example_record(dataset=dataset, model=model, recipe=recipe.as_record())]))
+    found: list[Recipe] = []
+
+    def stop(job: Job, *_: Any) -> list[Job]:
+        found.append(job.recipe)
+        raise UsageError("far enough")
+
+    monkeypatch.setattr("actbench.cli.run.plan", stop)
+    monkeypatch.setattr("actbench.cli.run.make_present", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", [*words, "--output", str(tmp_path / "runs.jsonl")])
+    with pytest.raises(SystemExit):
+        main()
+    assert found == [recipe]

@@ -116,6 +116,25 @@ def test_peak_against_torchs_allocator(
     assert found.peak_bytes == pytest.approx(measured, rel=0.1)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"hidden": 64, "layers": 2, "residual": True}, id="residual"),
+        pytest.param({"hidden": 48, "layers": 4, "residual": False}, id="deep"),
+        pytest.param({"hidden": 32, "layers": 3, "residual": True, "dropout": 0.0, "batch_norm": False}, id="bare"),
+    ],
+)
+def test_gcnii_against_torchs_allocator(scheme: str, settings: dict[str, Any]) -> None:
+    graph, recipe = random_graph(4000, 20_000, 32, 8), recipe_for("ogbn-arxiv", "gcn")
+    architecture = replace(recipe.architecture, model="gcnii", alpha=0.1, theta=0.5, **settings)
+    recipe = replace(recipe, architecture=architecture)
+    found = estimate(workload(graph, recipe), Scheme.parse(scheme))
+    measured = epoch_peak(graph, recipe, scheme)
+    rows = 4 * 4 * sum(architecture.widths(32, 8))
+    assert abs(found.peak_bytes - measured) <= WATCHED_FLAGS_BYTES + rows + 1024
+
+
 @pytest.mark.parametrize(("folder", "name"), [("Cora", "cora"), ("Computers", "computers")])
 @pytest.mark.parametrize("model", ["sage", "gcn"])
 def test_a_named_graph_needs_not_be_loaded(folder: str, name: str, model: Any, data_dir: Path) -> None:

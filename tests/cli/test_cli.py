@@ -137,7 +137,7 @@ WRONG = [
     (["--seeds", "0"], "--seeds"),
     (["--epochs", "-1"], "--epochs"),
     (["--dropout", "1.5"], "--dropout"),
-    (["--model", "gat"], "--model"),
+    (["--model", "gin"], "--model"),
     (["--output", "."], "is a folder"),
     (["--output", "none/runs.jsonl"], "there is no folder"),
     (["--colour", "red"], "--colour"),
@@ -329,3 +329,41 @@ def test_help(
 
 def test_an_unknown_verb(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     refused(actbench_here(monkeypatch, capfd, tmp_path, "rum"), "rum")
+
+
+@pytest.mark.parametrize(
+    ("options", "remedy"),
+    [
+        (["--heads", "2"], "--heads means nothing without --model gat"),
+        (["--model", "gat", "--no-residual"], "--residual means nothing without --model gcnii"),
+        (["--sampler", "cluster", "--roots", "5"], "--roots means nothing without --sampler saint"),
+        (["--model", "gat", "--dataset", "cora", "--mask-rate", "0.5"], "without --labels-as-input"),
+        (["--parts", "0", "--sampler", "cluster"], "greater than or equal to 1"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    options: list[str], remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = actbench_here(monkeypatch, capfd, tmp_path, "run", *options)
+    assert done.returncode == 2
+    assert remedy in " ".join(done.stderr.split())
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_sampled_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    command = ["run", *SMALL, "--model", "gat", "--sampler", "cluster", "--parts", "9", "--format", "json"]
+    command += ["--scheme", "exact", "--hidden", "8"]
+    first, second = (actbench(tmp_path, *command) for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr
+    record, again = (json.loads(done.stdout)["records"][0] for done in (first, second))
+    assert record == again
+    assert record["saved_bytes"] == record["predicted_saved_bytes"]
+    assert record["recipe"]["parts"] == 9
+    assert (tmp_path / "actbench.jsonl").read_text().count("\n") == 1
+    other = actbench(tmp_path, *command, "--parts-per-batch", "2")
+    assert (tmp_path / "actbench.jsonl").read_text().count("\n") == 2, other.stderr
+    many = actbench(tmp_path, *command, "--parts", "400")
+    assert many.returncode == 1
+    assert "400 parts cannot be made of 339 nodes" in many.stderr

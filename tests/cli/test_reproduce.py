@@ -70,13 +70,18 @@ def test_it_goes_on_where_it_stopped_and_leaves_other_records_out(
     assert [c["recipe"]["epochs"] for c in longer["comparisons"]] == [5]
 
 
-def test_exact_is_a_grid_of_models(reproduce: Run, measured: list[Job]) -> None:
+def test_exact_is_a_grid_of_systems(reproduce: Run, measured: list[Job]) -> None:
     done = reproduce("exact", *TWIN, "--seeds", "2", "--epochs", "3", "--quiet", "--lang", "ja")
-    assert done.returncode == 0
-    models = list(dict.fromkeys(job.recipe.architecture.model for job in measured))
-    assert models[:2] == ["sage", "gcn"]
+    assert done.returncode == 0, done.stderr
+    systems = list(dict.fromkeys((job.recipe.architecture.model, job.recipe.sampler) for job in measured))
+    assert systems == [
+        *((model, "full") for model in ("sage", "gcn", "gcnii", "gat")),
+        ("sage", "saint"),
+        ("sage", "cluster"),
+    ]
     assert {str(job.scheme) for job in measured} == {"fp32", "exact:projection=1", "exact"}
-    assert done.stdout.count("論文要旨の主張") == len(models)
+    assert len(measured) == 6 * 3 * 2
+    assert done.stdout.count("論文要旨の主張") == 6
     assert "生成グラフ" in done.stdout
 
 

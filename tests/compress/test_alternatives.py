@@ -241,7 +241,7 @@ def by_hand(network: Any, x: Tensor, adjacency: Tensor) -> Tensor:
         x = adjacency @ x.float() + conv.bias
         if i < len(network.convs) - 1:
             with torch.autocast("cpu", torch.bfloat16):
-                x = F.dropout(F.relu(network.norms[i](x)), network.dropout)
+                x = F.dropout(F.relu(network.norms[i](x)), network.architecture.dropout)
     assert isinstance(x, Tensor)
     return x
 

@@ -11,8 +11,7 @@ import actbench
 from actbench.compress import Ledger, predict_saved_bytes
 from actbench.compress.offload import Offload
 from actbench.errors import NonFiniteError
-from actbench.graphs import mean_adjacency
-from actbench.models import Architecture, Network, operations
+from actbench.models import Architecture, Model, Network, adjacency_of, operations
 from actbench.scheme import Scheme
 
 pytestmark = [
@@ -36,19 +35,24 @@ SCHEMES = [
 NODES, FEATURES, CLASSES = 3000, 40, 7
 
 
-def inputs() -> tuple[Tensor, Tensor]:
-    """Features, and the adjacency of a ring, whose rows have one entry: their sums know no order."""
+GCNII = Architecture("gcnii", 3, 32, 0.5, True, input_dropout=0.1, alpha=0.1, theta=0.5, residual=True)
+GAT = Architecture("gat", 3, 16, 0.5, True, heads=2, edge_dropout=0.3)
+
+
+def inputs(model: Model = "sage") -> tuple[Tensor, Tensor]:
+    """Features, and the adjacency of a ring, whose rows have one entry and a loop: their sums know no order."""
     nodes = torch.arange(NODES)
     ring = torch.stack((nodes, nodes.roll(1)))
-    return torch.randn(NODES, FEATURES).cuda(), mean_adjacency(ring, NODES).cuda()
+    return torch.randn(NODES, FEATURES).cuda(), adjacency_of(model, ring, NODES).cuda()
 
 
+@pytest.mark.parametrize("architecture", [SAGE, GCNII, GAT], ids=lambda architecture: architecture.model)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_forward_is_fp32s_and_the_bytes_are_those_predicted(scheme: str) -> None:
+def test_forward_is_fp32s_and_the_bytes_are_those_predicted(scheme: str, architecture: Architecture) -> None:
     torch.manual_seed(0)
-    network = Network(SAGE, FEATURES, CLASSES).cuda()
+    network = Network(architecture, FEATURES, CLASSES).cuda()
     state = {name: value.clone() for name, value in network.state_dict().items()}
-    x, adjacency = inputs()
+    x, adjacency = inputs(architecture.model)
     results = []
     for name in ("fp32", scheme):
         network.load_state_dict(state)
@@ -62,7 +66,7 @@ def test_forward_is_fp32s_and_the_bytes_are_those_predicted(scheme: str) -> None
         results.append((logits.detach(), torch.rand(3, device="cuda"), *(b.clone() for b in network.buffers()), *exact))
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
-    trace = operations(SAGE, NODES, FEATURES, CLASSES)
+    trace = operations(architecture, NODES, FEATURES, CLASSES, adjacency.values().numel())
     assert kept.total_bytes == predict_saved_bytes(trace, Scheme.parse(scheme), "cuda")
 
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.nn import GCNConv, SAGEConv
 
-from actbench.graphs import gcn_adjacency, mean_adjacency
+from actbench.graphs import gcn_adjacency, looped_adjacency, mean_adjacency
 
 NODES = 7
 edge_lists = st.sets(st.tuples(st.integers(0, NODES - 1), st.integers(0, NODES - 1)), max_size=30).map(
@@ -58,3 +58,11 @@ def test_same_layer_output_as_from_the_edge_list() -> None:
     stock, prepared = GCNConv(3, 2), GCNConv(3, 2, normalize=False)
     prepared.load_state_dict(stock.state_dict())
     assert torch.allclose(prepared(x, gcn_adjacency(edge_index, 6)), stock(x, edge_index), atol=1e-6)
+
+
+@given(edge_lists)
+@derandomised
+def test_ones_for_every_edge_and_loop(edge_index: Tensor) -> None:
+    found = looped_adjacency(edge_index, NODES)
+    assert torch.equal(found.to_dense().double(), dense(edge_index).fill_diagonal_(1))
+    assert found.values().dtype == torch.uint8

@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -5,6 +8,7 @@ from torch import Tensor
 from actbench.compress import Ledger, compress, predict_saved_bytes
 from actbench.graphs import catalogue
 from actbench.models import Architecture, Model, Network, adjacency_of, operations
+from actbench.models.attention import AttentionConv
 from actbench.scheme import Scheme
 
 ARXIV_NODES = 169_343
@@ -57,7 +61,7 @@ def ring(nodes: int) -> Tensor:
 
 def measured(architecture: Architecture, nodes: int, features: int, classes: int, scheme: str) -> int:
     network = Network(architecture, features, classes)
-    x = torch.randn(nodes, features)
+    x = torch.randn(nodes, architecture.inputs(features, classes))
     adjacency = adjacency_of(architecture.model, ring(nodes), nodes)
     with compress(scheme, seed=0), Ledger([x, adjacency, *network.parameters(), *network.buffers()]) as ledger:
         logits = network(x, adjacency)
@@ -105,6 +109,108 @@ def test_measured_equals_predicted(model: Model, layers: int, dropout: float, ba
     trace = operations(architecture, 101, 13, 5)
     expected = predict_saved_bytes(trace, Scheme.parse(scheme), "cpu")
     assert measured(architecture, 101, 13, 5, scheme) == expected
+
+
+GCNII = Architecture("gcnii", 3, 21, 0.5, True, alpha=0.5)
+GAT = Architecture("gat", 3, 21, 0.5, True, heads=3)
+OTHERS = [
+    *(replace(GCNII, layers=layers) for layers in (1, 2)),
+    replace(GCNII, input_dropout=0.1, residual=True),
+    replace(GCNII, alpha=0.1, theta=0.5, dropout=0.0, batch_norm=False, residual=True),
+    *(replace(GAT, layers=layers) for layers in (1, 2)),
+    replace(GAT, heads=1, edge_dropout=0.3, dropout=0.0, batch_norm=False),
+    replace(GAT, input_dropout=0.25, edge_dropout=0.7),
+    replace(GAT, layers=2, labels_as_input=True, edge_dropout=0.01),
+]
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+@pytest.mark.parametrize(
+    "scheme", ["fp32", "exact", "blockwise-vm", "blockwise:bits=1,block=7,projection=3,dropout=seed"]
+)
+def test_measured_equals_predicted_for_deep_and_attentive_networks(architecture: Architecture, scheme: str) -> None:
+    entries = adjacency_of(architecture.model, ring(101), 101).values().numel()
+    trace = operations(architecture, 101, 13, 5, entries)
+    for device in ("cpu", "cuda"):
+        assert predict_saved_bytes(trace, Scheme.parse(scheme), device) > 0
+    assert measured(architecture, 101, 13, 5, scheme) == predict_saved_bytes(trace, Scheme.parse(scheme), "cpu")
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_forward_is_fp32s_bit_for_bit(architecture: Architecture) -> None:
+    outs = []
+    for scheme in ("fp32", "exact", "blockwise-vm", "exact:dropout=seed"):
+        torch.manual_seed(5)
+        network = Network(architecture, 13, 5)
+        x, adjacency = torch.randn(40, architecture.inputs(13, 5)), adjacency_of(architecture.model, ring(40), 40)
+        with compress(scheme):
+            out = network(x, adjacency)
+        out.square().sum().backward()
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
+        outs.append((out.detach(), torch.rand(3)))
+    assert all(torch.equal(a, b) for other in outs[1:] for a, b in zip(outs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("concat", [False, True])
+def test_attention_is_that_of_pygs_layer(concat: bool) -> None:
+    """Forward and gradients of the stock layer, which has a message for every edge, within float32's rounding."""
+    torch.manual_seed(0)
+    edge_index = torch.unique(torch.randint(30, (2, 150)), dim=1)
+    x, conv = torch.randn(30, 7), AttentionConv(7, 5, 3, concat, 0.5).eval()
+    outs = [conv(x, adjacency_of("gat", edge_index, 30)), conv.stock(x, edge_index)]
+    g = torch.randn_like(outs[0])
+    (out, *gradients), (stock, *expected) = ((o, *torch.autograd.grad(o, tuple(conv.parameters()), g)) for o in outs)
+    assert torch.allclose(out, stock, rtol=0, atol=60 * 2.0**-24 * float(stock.detach().abs().max()))
+    for one, other in zip(gradients, expected, strict=True):
+        # Sums over 30 nodes, each of sums over at most 30 edges.
+        assert torch.allclose(one, other, rtol=0, atol=900 * 2.0**-24 * float(other.abs().max()))
+
+
+def test_deep_convolutions_are_the_papers() -> None:
+    """Chen et al. 2020, equation 5: ((1 - α) P h + α h0) ((1 - β) I + β W), β = log(θ / l + 1), in float64."""
+    torch.manual_seed(0)
+    architecture = replace(GCNII, alpha=0.1, theta=0.5, batch_norm=False, residual=True)
+    network = Network(architecture, 13, 5).double().eval()
+    x, adjacency = torch.randn(40, 13, dtype=torch.float64), adjacency_of("gcnii", ring(40), 40).to_dense().double()
+    h = first = network.lins[0](x).relu()
+    for i, conv in enumerate(network.convs):
+        beta = math.log(0.5 / (i + 1) + 1)
+        mixed = 0.9 * adjacency @ h + 0.1 * first
+        h = ((1 - beta) * mixed + beta * mixed @ conv.weight1 + h).relu()
+    expected = network.lins[1](h)
+    sparse = adjacency.to_sparse_csr()
+    assert torch.allclose(network(x, sparse), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("architecture", [replace(GCNII, theta=0.5, residual=True), replace(GAT, edge_dropout=0.3)])
+@pytest.mark.parametrize("text", ["exact", pytest.param("blockwise-vm", marks=pytest.mark.slow)])
+def test_weight_gradients_are_those_of_fp32_on_average(architecture: Architecture, text: str) -> None:
+    """Without batch norm nothing kept is used twice, so the mean gradient of all noise is FP32's.
+
+    Its spread is taken from the passes themselves; 5 standard errors, of some thousand weights, 6 with what the spread
+    of 1,000 passes is uncertain by.
+    """
+    architecture = replace(architecture, batch_norm=False, layers=2, hidden=8)
+    torch.manual_seed(0)
+    network = Network(architecture, 13, 5)
+    x, adjacency = torch.randn(24, 13), adjacency_of(architecture.model, ring(24), 24)
+
+    def gradients(seed: int | None) -> Tensor:
+        torch.manual_seed(1)
+        network.zero_grad()
+        with compress(text if seed is not None else "fp32", seed=seed):
+            out = network(x, adjacency)
+        # Linear in the result, so that nothing beyond the network sees an estimate.
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        return torch.cat([p.grad.double().flatten() for p in network.parameters() if p.grad is not None])
+
+    exact = gradients(None)
+    drawn = torch.stack([gradients(seed) for seed in range(1000)])
+    error, standard_error = (drawn.mean(0) - exact).abs(), drawn.std(0) / 1000**0.5
+    rounding = 24 * 13 * 2.0**-24 * float(exact.abs().max())
+    assert bool((error <= 6 * standard_error + rounding).all())
+    # And it is noise that is averaged: most weights have some.
+    assert float((standard_error > 0).double().mean()) > 0.5
 
 
 def test_every_listed_shape_can_be_predicted() -> None:

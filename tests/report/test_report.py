@@ -7,6 +7,10 @@ from rich.console import Console, RenderableType
 from actbench.analysis import summarise
 from actbench.graphs import catalogue
 from actbench.report import ProgressListener, datasets_table, ledger_table, render_tables
+from actbench.report.page import about, table_notes
+from actbench.report.phrases import Sentence, say
+from actbench.training import recipe_for
+from tests.report.records import compared
 from tests.runs.example import example_job, example_record
 
 
@@ -37,6 +41,17 @@ def test_one_seed_and_a_generated_graph_are_said_to_be_so() -> None:
     real = drawn(render_tables(summarise(records(2, graph={"synthetic": False}))), 200)
     assert "One seed" not in real
     assert "generated" not in real
+
+
+def test_training_on_samples_is_said_to_be_so() -> None:
+    sampled = recipe_for("arxiv", "sage", "saint").as_record()
+    text = drawn(render_tables(summarise(records(2, recipe=sampled))), 300)
+    assert "sage (GraphSAINT) 3 x 256" in text
+    assert "the step that kept most" in text
+    assert "GraphSAINT" not in drawn(render_tables(summarise(records(2))), 300)
+    (comparison,) = compared([example_record(recipe=sampled)])
+    assert say(about(comparison), "en").count("sage (GraphSAINT)") == 1
+    assert Sentence("note.sampled") in table_notes(comparison)
 
 
 def test_what_was_not_measured_is_left_blank() -> None:

@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from actbench.compress import predict_saved_bytes
 from actbench.errors import DeviceError
+from actbench.graphs import load
+from actbench.models import Model, operations
 from actbench.runs import Job, RecordFile, digest_of, plan, require_device, resolve_device, run_grid
 from actbench.runs import execute as execute_module
 from actbench.runs.execute import execute
 from actbench.runs.job import description, identity
 from actbench.runs.measure import measure
 from actbench.scheme import Scheme
-from actbench.training import Trainer
+from actbench.training import Sampler, Trainer, recipe_for
 from tests.runs.example import ENVIRONMENT, example_job, example_record
 
 FIELDS = [
@@ -129,6 +132,73 @@ def test_offload_wants_a_gpu() -> None:
     require_device(schemes[:1], "cpu")
 
 
+SYSTEMS: list[tuple[Model, Sampler]] = [
+    (model, sampler)
+    for model in ("sage", "gcn", "gcnii", "gat")
+    for sampler in ("full", "saint", "cluster")
+]  # fmt: skip
+
+
+def system_job(model: Model, sampler: Sampler, scheme: str) -> Job:
+    sizes = {"roots": 40} if sampler == "saint" else {"parts": 8, "parts_per_batch": 3} if sampler == "cluster" else {}
+    recipe = recipe_for("arxiv", model, sampler).overridden(epochs=2, hidden=16, layers=2, **sizes)
+    return replace(example_job(scheme), recipe=recipe)
+
+
+@pytest.mark.parametrize(("model", "sampler"), SYSTEMS)
+def test_every_system_keeps_what_is_predicted_and_starts_alike_under_every_scheme(
+    model: Model, sampler: Sampler
+) -> None:
+    jobs = [system_job(model, sampler, scheme) for scheme in ("fp32", "exact", "blockwise-vm:dropout=seed")]
+    assert all(Job.from_json(json.loads(json.dumps(job.to_json()))) == job for job in jobs)
+    records = [measure(job, ignore) for job in jobs]
+    assert [record["status"] for record in records] == ["ok"] * 3, records[0]["error"]
+    assert all(record["saved_bytes"] == record["predicted_saved_bytes"] for record in records)
+    assert all(sum(e["saved_bytes"] for e in r["ledger"]) == r["saved_bytes"] for r in records)
+    assert records[1]["saved_bytes"] < records[0]["saved_bytes"] / 3
+    alternatives = [measure(system_job(model, sampler, scheme), ignore) for scheme in ("bf16", "checkpoint", "int4")]
+    for record in alternatives:
+        assert record["status"] == "ok", record["error"]
+        assert record["saved_bytes"] == record["predicted_saved_bytes"], record["scheme"]
+    assert alternatives[1]["curve"] == records[0]["curve"]
+    assert alternatives[1]["metrics"] == records[0]["metrics"]
+    if sampler == "full":
+        assert records[0]["curve"]["loss"][0] == records[1]["curve"]["loss"][0] == records[2]["curve"]["loss"][0]
+        assert "largest_step" not in records[0]
+    else:
+        # Noise comes from a generator of its own, so that all draw the same samples.
+        assert records[0]["largest_step"] == records[1]["largest_step"] == records[2]["largest_step"]
+        assert records[0]["largest_step"]["nodes"] < 339
+        assert records[0]["steps_per_epoch"] == (5 if sampler == "saint" else 3)
+
+
+def test_the_record_of_samples_is_of_the_largest_step() -> None:
+    """Eleven parts by three: the last step of an epoch has two, whichever they are."""
+    job = system_job("gat", "cluster", "exact")
+    job = replace(job, recipe=job.recipe.overridden(parts=11))
+    record = measure(job, ignore)
+    torch.manual_seed(job.seed)
+    trainer = Trainer(load(job.dataset, Path(job.data_dir)), job.recipe, torch.device("cpu"))
+    steps = [(batch.x.shape[0], batch.adjacency.values().numel()) for batch in trainer.batches()]
+    sizes = [
+        predict_saved_bytes(operations(job.recipe.architecture, nodes, 128, 40, entries), job.scheme, "cpu")
+        for nodes, entries in steps
+    ]
+    assert record["steps_per_epoch"] == len(sizes) == 4
+    assert min(sizes) < max(sizes) == record["saved_bytes"]
+    nodes, entries = steps[sizes.index(max(sizes))]
+    assert record["largest_step"] == {"nodes": nodes, "entries": entries}
+
+
+def test_records_of_the_first_systems_have_no_new_fields() -> None:
+    """Or their recipes would differ from those of older records, and no baseline would match."""
+    recipe = example_job().recipe.as_record()
+    assert list(recipe) == [
+        "model", "layers", "hidden", "dropout", "batch_norm", "learning_rate", "weight_decay", "epochs", "clip",
+        "source",
+    ]  # fmt: skip
+
+
 def test_equal_jobs_have_equal_results() -> None:
     first, second = (measure(example_job("exact", seed=4), ignore) for _ in range(2))
     assert first["curve"] == second["curve"]
@@ -174,7 +244,7 @@ def test_a_loss_that_is_not_finite_names_the_tensor_that_a_gpu_has_flagged(monke
         compression._watch.flag("the input of linear 1", torch.device("cpu")).fill_(1)
         raise FloatingPointError("the training loss is nan")
 
-    monkeypatch.setattr("actbench.runs.measure._first_step", lambda trainer, compression, record: 0.0)
+    monkeypatch.setattr("actbench.runs.measure._first_epoch", lambda trainer, compression, record: 0.0)
     monkeypatch.setattr(Trainer, "step", fail)
     record = measure(example_job("exact"), ignore)
     assert record["error"]["type"] == "NonFiniteError"
