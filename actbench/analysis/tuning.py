@@ -25,10 +25,10 @@ from torch import Tensor
 from actbench.analysis import knapsack
 from actbench.analysis.distribution import expected_squares, sampled_rows
 from actbench.analysis.fixed_weights import FixedWeights
-from actbench.analysis.gradient_noise import Estimate, measure_gradient_noise
+from actbench.analysis.gradient_noise import Estimate, estimate
 from actbench.analysis.substitution import Substituted, exact, probed
 from actbench.compress.saved import Kept
-from actbench.errors import UsageError
+from actbench.errors import ActbenchError, UsageError
 from actbench.quant import Packing, Projection
 from actbench.quant.layout import projected_width
 from actbench.scheme import BITS, LEVELS, PROJECTED, UNTOUCHED, Block, Override, Scheme
@@ -110,8 +110,28 @@ class Tuning:
         return next(each for each in self.tried if each.scheme == self.scheme)
 
 
+class _Batch:
+    """Weights under one dropout mask, with FP32's gradient there."""
+
+    def __init__(self, weights: FixedWeights) -> None:
+        self.weights = weights
+        self.gradients = {name: g.double() for name, g in weights.gradients().items()}
+        self.square = sum(float(g.square().sum()) for g in self.gradients.values())
+        if self.square == 0:
+            raise ActbenchError("The gradient is 0, so its noise has no measure: train for fewer --epochs.")
+
+    def noises(self, scheme: Scheme, draws: int) -> list[float]:
+        """‖ĝ - g‖² / ‖g‖² of every draw of `scheme`."""
+        found = []
+        for seed in range(draws):
+            noisy = self.weights.gradients(self.weights.compress(scheme, seed))
+            squares = (float((noisy[name].double() - g).square().sum()) for name, g in self.gradients.items())
+            found.append(sum(squares) / self.square)
+        return found
+
+
 def tune(
-    batches: Sequence[FixedWeights],
+    masked: Sequence[FixedWeights],
     draws: int,
     budget_bytes: int | None = None,
     max_noise: float | None = None,
@@ -120,12 +140,13 @@ def tune(
 ) -> Tuning:
     """The scheme of least noise in `budget_bytes` of saved-for-backward memory, or the smallest within `max_noise`.
 
-    `batches` are the same weights under several dropout masks; noises are means over them, each over `draws` draws.
+    `masked` are the same weights under several dropout masks; noises are means over them, each over `draws` draws.
     Schemes `beside` are measured too. Exactly one limit is given. Raises `UsageError` if the smallest scheme is larger
     than the budget.
     """
     if (budget_bytes is None) == (max_noise is None):
         raise ValueError("give a budget or a bound of noise")
+    batches = [_Batch(weights) for weights in masked]
     other_bytes, found = _candidates(batches, draws, budget_bytes, report)
     by_noise = {call: [knapsack.Option(c.noise, c.saved_bytes) for c in each] for call, each in found.items()}
     tried = [_measured(batches, scheme, draws, report) for scheme in beside]
@@ -145,7 +166,7 @@ def tune(
 
 
 def _within_noise(
-    batches: Sequence[FixedWeights],
+    batches: Sequence[_Batch],
     found: dict[str, list[Candidate]],
     max_noise: float,
     other_bytes: int,
@@ -168,7 +189,7 @@ def _within_noise(
 
 
 def _try(
-    batches: Sequence[FixedWeights],
+    batches: Sequence[_Batch],
     found: dict[str, list[Candidate]],
     chosen: list[int],
     other_bytes: int,
@@ -212,19 +233,19 @@ def _place(call: str) -> tuple[str, int]:
     return operation, int(number)
 
 
-def _measured(batches: Sequence[FixedWeights], scheme: Scheme, draws: int, report: Callable[[str], None]) -> Tried:
+def _measured(batches: Sequence[_Batch], scheme: Scheme, draws: int, report: Callable[[str], None]) -> Tried:
     report(f"measuring {scheme}")
-    found = [measure_gradient_noise(weights, scheme, draws).whole.total for weights in batches]
+    found = [estimate(batch.noises(scheme, draws)) for batch in batches]
     mean = sum(each.mean for each in found) / len(found)
     error = math.sqrt(sum(each.standard_error**2 for each in found)) / len(found)
-    return Tried(scheme, batches[0].saved_bytes(scheme), Estimate(mean, error))
+    return Tried(scheme, batches[0].weights.saved_bytes(scheme), Estimate(mean, error))
 
 
 def _candidates(
-    batches: Sequence[FixedWeights], draws: int, budget_bytes: int | None, report: Callable[[str], None]
+    batches: Sequence[_Batch], draws: int, budget_bytes: int | None, report: Callable[[str], None]
 ) -> tuple[int, dict[str, list[Candidate]]]:
     """Bytes that no choice changes, and the candidates of every call in the order of the forward pass."""
-    weights = batches[0]
+    weights = batches[0].weights
     shapes = _shapes(weights)
     usual = dict.fromkeys(shapes, Choice(2, 256))
     usual_bytes = weights.saved_bytes(scheme_of(usual))
@@ -242,13 +263,12 @@ def _candidates(
             f"--budget {budget_bytes} bytes is less than any scheme here keeps: give at least {least} bytes, or a "
             "smaller network."
         )
-    reckoned = [reckon(each, open_calls, seed, report) for seed, each in enumerate(batches)]
-    gradients = [each.gradients() for each in batches]
+    reckoned = [reckon(batch.weights, open_calls, seed, report) for seed, batch in enumerate(batches)]
     for call in open_calls:
         means = {c: sum(each[call][c] for each in reckoned) / len(reckoned) for c in reckoned[0][call]}
         options = [Candidate(c, _bytes_of(shapes[call], c), noise, measured=False) for c, noise in means.items()]
         if _place(call)[0] not in PROJECTED:
-            options = _measure_alone(batches, gradients, list(shapes), call, options, draws, report)
+            options = _measure_alone(batches, list(shapes), call, options, draws, report)
         found[call] += options
     return other_bytes, found
 
@@ -350,8 +370,7 @@ def _rounded(u: Tensor, ratio: int) -> list[tuple[Choice, Tensor]]:
 
 
 def _measure_alone(
-    batches: Sequence[FixedWeights],
-    gradients: Sequence[dict[str, Tensor]],
+    batches: Sequence[_Batch],
     calls: Sequence[str],
     call: str,
     options: list[Candidate],
@@ -365,11 +384,6 @@ def _measure_alone(
         option = options[index]
         report(f"measuring {call} alone, {number} of {len(kept)}")
         scheme = scheme_of(dict.fromkeys(calls, Choice(UNTOUCHED)) | {call: option.choice})
-        noises = []
-        for weights, g in zip(batches, gradients, strict=True):
-            norm = sum(float(each.double().square().sum()) for each in g.values())
-            for seed in range(draws):
-                noisy = weights.gradients(weights.compress(scheme, seed))
-                noises.append(sum(float((noisy[n].double() - g[n].double()).square().sum()) for n in g) / norm)
+        noises = [noise for batch in batches for noise in batch.noises(scheme, draws)]
         found.append(replace(option, noise=sum(noises) / len(noises), measured=True))
     return found

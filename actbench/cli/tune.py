@@ -50,7 +50,7 @@ def tune(
     epochs: Annotated[
         int, typer.Option(min=0, help="FP32 epochs before the weights are fixed; 0 takes them as they are drawn.")
     ] = DEFAULT_EPOCHS,
-    batches: Annotated[int, typer.Option(min=1, help="Dropout masks that noise is averaged over.")] = 2,
+    batches: Annotated[int, typer.Option(min=1, help="Dropout masks that noise is averaged over.")] = 1,
     draws: Annotated[int, typer.Option(min=LEAST_DRAWS, help="Gradients drawn for every measured noise.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of weights and dropout masks.")] = 0,
     device: Annotated[
