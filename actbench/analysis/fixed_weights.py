@@ -73,11 +73,16 @@ class FixedWeights:
 
     def gradients(self, compression: Compression | None = None) -> dict[str, Tensor]:
         """The loss's gradient by every parameter, by name; raises `ActbenchError` if one is not finite."""
-        named = {name: p for name, p in self.trainer.network.named_parameters() if p.requires_grad}
-        found = torch.autograd.grad(self.forward(compression), list(named.values()), allow_unused=True)
-        gradients = {name: g for name, g in zip(named, found, strict=True) if g is not None}
+        gradients = self.backward(self.forward(compression))
         if compression:
             compression.check()
+        return gradients
+
+    def backward(self, loss: Tensor, again: bool = False) -> dict[str, Tensor]:
+        """Gradients of a loss of `forward`, which can go backward `again`; raises as `gradients`."""
+        named = {name: p for name, p in self.trainer.network.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(loss, list(named.values()), allow_unused=True, retain_graph=again)
+        gradients = {name: g for name, g in zip(named, found, strict=True) if g is not None}
         for name, gradient in gradients.items():
             if not bool(torch.isfinite(gradient).all()):
                 raise ActbenchError(f"The gradient of {name} is not finite: lower the learning rate or use more bits.")

@@ -92,6 +92,17 @@ class Probed(Exact):
         return super().left_product(left, packed)
 
 
+@dataclass(frozen=True)
+class Redrawn(Exact):
+    """Kept as it is, and read by every backward pass as `redraw` makes it of x."""
+
+    redraw: Callable[[Tensor], Tensor] = lambda x: x
+
+    def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
+        """What `redraw` makes of x."""
+        return self.redraw(packed[0])
+
+
 def unrounded(call: str, kept: Kept) -> Kept:
     """A substitute: every input projected as the scheme says and not rounded."""
     return Unrounded(**_fields(kept))
@@ -114,6 +125,11 @@ def probed(
 ) -> Kept:
     """The input that `kept` is of, as it is, shown to one or the other."""
     return Probed(**_fields(kept), see_input=see_input, see_product=see_product)
+
+
+def redrawn(kept: Kept, redraw: Callable[[Tensor], Tensor]) -> Kept:
+    """The input that `kept` is of, as it is, and in backward as `redraw` makes it; not for a linear's."""
+    return Redrawn(**_fields(kept), redraw=redraw)
 
 
 def _fields(kept: Kept) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from actbench.analysis import knapsack
 from actbench.analysis.distribution import expected_squares, sampled_rows
 from actbench.analysis.fixed_weights import FixedWeights
 from actbench.analysis.gradient_noise import Estimate, estimate
-from actbench.analysis.substitution import Substituted, exact, probed
-from actbench.compress.saved import Kept
+from actbench.analysis.substitution import Substituted, exact, probed, redrawn
+from actbench.compress.saved import Kept, Noise
 from actbench.errors import ActbenchError, UsageError
-from actbench.quant import Packing, Projection
+from actbench.quant import Packing, Projection, dequantize, quantize
 from actbench.quant.layout import projected_width
 from actbench.scheme import BITS, LEVELS, PROJECTED, UNTOUCHED, Block, Override, Scheme
 
@@ -115,19 +115,47 @@ class _Batch:
 
     def __init__(self, weights: FixedWeights) -> None:
         self.weights = weights
-        self.gradients = {name: g.double() for name, g in weights.gradients().items()}
-        self.square = sum(float(g.square().sum()) for g in self.gradients.values())
-        if self.square == 0:
+        self.gradients = weights.gradients()
+        if _square(self.gradients) == 0:
             raise ActbenchError("The gradient is 0, so its noise has no measure: train for fewer --epochs.")
 
     def noises(self, scheme: Scheme, draws: int) -> list[float]:
         """‖ĝ - g‖² / ‖g‖² of every draw of `scheme`."""
+        seeds = range(draws)
+        return [_noise(self.weights.gradients(self.weights.compress(scheme, seed)), self.gradients) for seed in seeds]
+
+    def noises_alone(self, call: str, choices: Sequence[Choice], draws: int) -> list[list[float]]:
+        """The same of every choice for one call that is no linear, all else exact: many backwards of one forward."""
+        now: tuple[Choice, int] | None = None
+
+        def redraw(x: Tensor) -> Tensor:
+            if now is None:
+                return x
+            choice, seed = now
+            packing = Packing.of(x.shape, x.dtype, _scheme_of_choice(choice))
+            return dequantize(quantize(x, packing, seed, Noise(seed, 0).rounding_stream), packing)
+
+        def substitute(at: str, kept: Kept) -> Kept:
+            return redrawn(kept, redraw) if at == call else exact(at, kept)
+
+        loss = self.weights.forward(Substituted(Scheme.parse("int8"), 0, substitute))
+        g = self.weights.backward(loss, again=True)
         found = []
-        for seed in range(draws):
-            noisy = self.weights.gradients(self.weights.compress(scheme, seed))
-            squares = (float((noisy[name].double() - g).square().sum()) for name, g in self.gradients.items())
-            found.append(sum(squares) / self.square)
+        for choice in choices:
+            noises = []
+            for seed in range(draws):
+                now = choice, seed
+                noises.append(_noise(self.weights.backward(loss, again=True), g))
+            found.append(noises)
         return found
+
+
+def _square(gradients: dict[str, Tensor]) -> float:
+    return sum(float(g.double().square().sum()) for g in gradients.values())
+
+
+def _noise(noisy: dict[str, Tensor], g: dict[str, Tensor]) -> float:
+    return _square({name: noisy[name].double() - g[name].double() for name in g}) / _square(g)
 
 
 def tune(
@@ -268,7 +296,7 @@ def _candidates(
         means = {c: sum(each[call][c] for each in reckoned) / len(reckoned) for c in reckoned[0][call]}
         options = [Candidate(c, _bytes_of(shapes[call], c), noise, measured=False) for c, noise in means.items()]
         if _place(call)[0] not in PROJECTED:
-            options = _measure_alone(batches, list(shapes), call, options, draws, report)
+            options = _measure_alone(batches, call, options, draws, report)
         found[call] += options
     return other_bytes, found
 
@@ -317,7 +345,7 @@ def reckon(
         return probed(kept, None, lambda x: found.update({call: _reckon_other(x, report)}))
 
     gradients = weights.gradients(Substituted(Scheme.parse("int8"), seed, substitute))
-    norm = sum(float(g.double().square().sum()) for g in gradients.values())
+    norm = _square(gradients)
     return {
         call: {c: v / norm if _place(call)[0] in PROJECTED else v for c, v in each.items()}
         for call, each in found.items()
@@ -370,20 +398,12 @@ def _rounded(u: Tensor, ratio: int) -> list[tuple[Choice, Tensor]]:
 
 
 def _measure_alone(
-    batches: Sequence[_Batch],
-    calls: Sequence[str],
-    call: str,
-    options: list[Candidate],
-    draws: int,
-    report: Callable[[str], None],
+    batches: Sequence[_Batch], call: str, options: list[Candidate], draws: int, report: Callable[[str], None]
 ) -> list[Candidate]:
     """The options that Σ Var x̂ leaves on the front, with the noise that each causes while all else is exact."""
-    kept = knapsack.pareto([knapsack.Option(option.noise, option.saved_bytes) for option in options])
-    found = []
-    for number, index in enumerate(kept, start=1):
-        option = options[index]
-        report(f"measuring {call} alone, {number} of {len(kept)}")
-        scheme = scheme_of(dict.fromkeys(calls, Choice(UNTOUCHED)) | {call: option.choice})
-        noises = [noise for batch in batches for noise in batch.noises(scheme, draws)]
-        found.append(replace(option, noise=sum(noises) / len(noises), measured=True))
-    return found
+    front = knapsack.pareto([knapsack.Option(option.noise, option.saved_bytes) for option in options])
+    kept = [options[index] for index in front]
+    report(f"measuring {len(kept)} candidates of {call} alone")
+    by_batch = [batch.noises_alone(call, [option.choice for option in kept], draws) for batch in batches]
+    means = [sum(sum(noises) for noises in each) / (len(batches) * draws) for each in zip(*by_batch, strict=True)]
+    return [replace(option, noise=mean, measured=True) for option, mean in zip(kept, means, strict=True)]

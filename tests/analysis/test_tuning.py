@@ -110,7 +110,10 @@ def test_batch_norms_candidates_are_measured() -> None:
     assert len(measured) == len(call.candidates) - 1 >= 3
     for candidate in measured[:2]:
         again = measure_gradient_noise(weights, alone(found, "batch_norm 1", candidate.choice), 3).whole.total
-        assert candidate.noise == pytest.approx(again.mean, rel=1e-9)
+        # Linears' gradients are summed in another order there: by less than 90 · 2**-24 of g, beside deviations of at
+        # least a hundredth of it.
+        assert again.mean > 1e-4
+        assert candidate.noise == pytest.approx(again.mean, rel=2 * 90 * 2.0**-24 / 1e-2)
 
 
 @pytest.mark.usefixtures("few")
