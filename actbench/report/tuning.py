@@ -54,7 +54,7 @@ def _cells(each: Tried) -> list[str]:
 def _calls(calls: list[CallTuned]) -> Grid:
     grid = Grid(box=SIMPLE_HEAD, pad_edge=False, padding=0)
     grid.add_column("input of", no_wrap=True)
-    grid.add_column("kept as")
+    grid.add_column("kept as", overflow="fold")
     for heading in ("bytes", "noise", ""):
         grid.add_column(heading, justify="right", no_wrap=True)
     for call in calls:
