@@ -30,7 +30,7 @@ PEAKS: Final = {
     "nvml": "nvml_peak_bytes",
     "resident": "rss_peak_bytes",
 }
-_IN_HEADING: Final = ("layers", "hidden", "epochs")
+_IN_HEADING: Final = ("sampler", "layers", "hidden", "epochs")
 _LINEAR: Final = ("linear", "matmul", "mm", "addmm")
 _ATTENTION: Final = ("edge_scores", "leaky_relu", "edge_softmax", "aggregate")
 
@@ -128,6 +128,7 @@ class ComparedRow:
     epochs_per_second_low: float | None
     epochs_per_second_high: float | None
     gradient_noise: float | None
+    gradient_noise_error: float | None
     kinds: dict[str, int]
     curve: Curve | None
     paper: PaperFigures | None
@@ -233,7 +234,7 @@ def compare(
         recipe = sorted((item for item in record["recipe"].items() if item[0] != "source"), key=str)
         groups.setdefault(repr((record["dataset"], record["digest"], record["model"], recipe)), []).append(each)
     firsts = [group[0].record for group in groups.values()]
-    headings = [(r["dataset"], r["model"], *(r["recipe"][key] for key in _IN_HEADING)) for r in firsts]
+    headings = [(r["dataset"], r["model"], *(r["recipe"].get(key) for key in _IN_HEADING)) for r in firsts]
     told = distinctions(headings, [settings_of(r["recipe"], r["digest"]) for r in firsts])
     by_key = match_studies(studies, map(study_key, firsts))
     return [
@@ -326,10 +327,13 @@ def _compare(group: list[Located], reference: str, across_machines: bool, distin
 
 
 def _with_studies(comparison: Comparison, studies: list[Study]) -> Comparison:
-    rows = []
+    rows: list[ComparedRow] = []
     for row in comparison.rows:
-        found = [noise["total"]["mean"] for study in studies if (noise := study.noise_of(row.summary.scheme))]
-        rows.append(replace(row, gradient_noise=found[-1]) if found and row.gradient_noise is None else row)
+        found = [noise["total"] for study in studies if (noise := study.noise_of(row.summary.scheme))]
+        if found and row.gradient_noise is None:
+            total = found[-1]
+            row = replace(row, gradient_noise=total["mean"], gradient_noise_error=total["standard_error"])
+        rows.append(row)
     return replace(comparison, rows=rows, studies=tuple(studies))
 
 
@@ -403,6 +407,7 @@ def _row(
         epochs_per_second_low=1 / high if high else None,
         epochs_per_second_high=1 / low if low else None,
         gradient_noise=median_of_known(noises),
+        gradient_noise_error=None,
         kinds=bytes_by_kind(ledger) if ledger else {},
         curve=_curve(ok),
         paper=paper_figures(records[0]),

@@ -7,12 +7,11 @@ from typing import Any
 
 
 def distinctions(names: Sequence[object], values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each mapping, the entries that are not equal in all mappings of the same name; absent entries are None."""
+    """For each mapping, those of its entries that are not equal in all mappings of the same name."""
     found = []
     for name, own in zip(names, values, strict=True):
         alike = [other for other_name, other in zip(names, values, strict=True) if other_name == name]
-        keys = dict.fromkeys(key for other in alike for key in other)
-        found.append({key: own.get(key) for key in keys if any(other.get(key) != own.get(key) for other in alike)})
+        found.append({key: value for key, value in own.items() if any(other.get(key) != value for other in alike)})
     return found
 
 

@@ -214,8 +214,9 @@ def _assumptions(workload: Workload) -> list[str]:
     assumptions = []
     if workload.graph.split_sizes is None:
         assumptions.append("60 % of the nodes are taken to be for training, 20 % for validation.")
-    if workload.architecture.model == "gcn":
-        assumptions.append("GCN adds a self-loop to every node; the graph is taken to have none of its own.")
+    model = workload.architecture.model
+    if model != "sage":
+        assumptions.append(f"{model} adds a self-loop to every node; the graph is taken to have none of its own.")
     return assumptions
 
 
@@ -250,7 +251,7 @@ def _split_sizes(graph: Entry) -> tuple[int, int, int]:
 
 
 def _stored_edges(graph: Entry, architecture: Architecture) -> int:
-    """Edges of the adjacency; GCN adds a self-loop to every node."""
+    """Edges of the adjacency; all models but SAGE add a self-loop to every node."""
     return graph.edges + (graph.nodes if architecture.model != "sage" else 0)
 
 

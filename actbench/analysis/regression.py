@@ -193,7 +193,7 @@ def check_records(
     for key in added:
         finding = Finding("row", "new", baseline=0, new=len(new_rows[key]))
         rows.append(_checked(key, new_rows[key], [], [finding]))
-    names = [(row.dataset, row.model, row.scheme) for row in rows]
+    names = [(row.dataset, row.model, row.recipe.get("sampler"), row.scheme) for row in rows]
     told = distinctions(names, [settings_of(row.recipe, row.digest) for row in rows])
     rows = [replace(row, distinction=distinction) for row, distinction in zip(rows, told, strict=True)]
     return Verdict(rows, settings, allow_missing)

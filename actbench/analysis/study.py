@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -152,7 +153,7 @@ def is_study(path: Path) -> bool:
 def read_study(path: Path) -> Study:
     """The study in `path`; raises `OutputError`, one sentence, if it is damaged."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite)
     except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path} is no whole analysis: make it again with `actbench analyze`.") from error
     document = printable(document)
@@ -160,6 +161,17 @@ def read_study(path: Path) -> Study:
     if problem:
         raise OutputError(f"{path} has no usable {problem!r}: make it again with `actbench analyze`.")
     return Study(document, printable(str(path)))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no float")
+    return value
 
 
 def match_studies(studies: Iterable[Study], keys: Iterable[str]) -> dict[str, list[Study]]:
@@ -204,12 +216,23 @@ def _is_bits(value: Any) -> bool:
     return is_figure(value) and value in BITS
 
 
-def _by_levels(shape: Shape) -> Shape:
-    """An object with a value for every level table, or with none."""
-    return lambda value: value == {} or _has_shape(value, dict.fromkeys(LEVELS, shape))
+def _is_positive(value: Any) -> bool:
+    return is_figure(value) and value > 0
 
 
-_ESTIMATE: Final = {"mean": is_figure, "standard_error": is_figure}
+def _is_error(value: Any) -> bool:
+    return is_figure(value) and value >= 0
+
+
+def _is_length(value: Any) -> bool:
+    return _is_positive(value) and isinstance(value, int)
+
+
+def _is_histogram(value: Any) -> bool:
+    return _has_shape(value, [_is_error]) and sum(value) > 0
+
+
+_ESTIMATE: Final = {"mean": is_figure, "standard_error": _is_error}
 _PARTS: Final = ("total", "projection", "rounding", "cross", "bias")
 _NOISE: Final = {"share": is_figure, **dict.fromkeys(_PARTS, _ESTIMATE), "own": _optional(_ESTIMATE)}
 _LEVELS_FOUND: Final = {
@@ -218,15 +241,41 @@ _LEVELS_FOUND: Final = {
 }
 _CALL: Final = {
     "call": _is_text,
-    **dict.fromkeys(("rows", "counted_rows", "width", "block_length", "rms"), is_figure),
+    **dict.fromkeys(("rows", "counted_rows", "width", "rms"), is_figure),
+    "block_length": _is_length,
     "projected": _is_truth,
     "bits": _is_bits,
     "histogram": [is_figure],
-    "divergence": _by_levels(_optional(is_figure)),
-    "levels": _by_levels(_LEVELS_FOUND),
-    "blocks": [{"length": is_figure, "saved_bytes": is_figure, "error": dict.fromkeys(LEVELS, is_figure)}],
+    "divergence": lambda value: isinstance(value, dict),
+    "levels": lambda value: isinstance(value, dict),
+    "blocks": [{"length": _is_length, "saved_bytes": is_figure, "error": dict.fromkeys(LEVELS, is_figure)}],
     "normal_over_uniform": _optional(is_figure),
 }
+_COUNTED: Final = {
+    "rms": _is_positive,
+    "histogram": _is_histogram,
+    "divergence": dict.fromkeys(LEVELS, _optional(is_figure)),
+    "levels": dict.fromkeys(LEVELS, _LEVELS_FOUND),
+}
+_LEAST_NORMAL: Final = 3
+"""Elements of the shortest block that a clipped normal is of: half of two are at each end."""
+
+
+def _is_call(value: Any) -> bool:
+    """A call whose values were counted, or one in which there was nothing to count."""
+    if not _has_shape(value, _CALL):
+        return False
+    if value["levels"] == {} == value["divergence"]:
+        return True
+    known = _has_shape(value, _COUNTED) and value["divergence"].keys() >= set(LEVELS)
+    return known and (value["block_length"] >= _LEAST_NORMAL or value["divergence"]["clipped-normal"] is None)
+
+
+def _are_calls(value: Any) -> bool:
+    """Calls with errors for equally many block sizes, as one table has them."""
+    return _has_shape(value, [_is_call]) and all(0 < len(c["blocks"]) == len(value[0]["blocks"]) for c in value)
+
+
 _SHAPES: Final[dict[str, Shape]] = {
     "kind": lambda value: value == KIND,
     "study_version": lambda value: value == STUDY_VERSION,
@@ -245,7 +294,7 @@ _SHAPES: Final[dict[str, Shape]] = {
             "scheme": {"name": _is_text},
             "saved_bytes": is_figure,
             "noise": {**_NOISE, "tensors": [{"parameter": _is_text, **_NOISE}]},
-            "calls": [_CALL],
+            "calls": _are_calls,
         }
     ],
 }

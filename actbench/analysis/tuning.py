@@ -203,7 +203,7 @@ def _within_noise(
     report: Callable[[str], None],
 ) -> tuple[Tried, list[int]]:
     """The smallest scheme whose measured noise keeps to the bound: where noises multiply, the sum falls short of it."""
-    limit = max_noise
+    limit, last = max_noise, len(tried) + _TRIES
     groups = [[knapsack.Option(c.saved_bytes, c.noise) for c in each] for each in found.values()]
     while True:
         # Inputs kept as they are cause no noise, so there is always a choice, and at last one that keeps to the bound.
@@ -213,7 +213,12 @@ def _within_noise(
         tried.append(best)
         if best.noise.mean <= max_noise:
             return best, chosen
-        limit = limit * _TIGHTER * max_noise / best.noise.mean if len(tried) < _TRIES else 0.0
+        if limit == 0:
+            raise UsageError(
+                f"--max-noise {max_noise:g} is less than what equal gradients differ by here, {best.noise.mean:.1g}: "
+                "give more."
+            )
+        limit = limit * _TIGHTER * max_noise / best.noise.mean if len(tried) < last else 0.0
 
 
 def _try(

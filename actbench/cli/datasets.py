@@ -20,7 +20,9 @@ from rich.progress import (
 
 from actbench import graphs
 from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, Format
+from actbench.errors import UsageError
 from actbench.report import datasets_table, open_stderr, open_stdout
+from actbench.training import Recipe
 
 
 def datasets(format: Format = "table", data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
@@ -52,6 +54,12 @@ def make_present(name: str, data_dir: Path, console: Console) -> None:
         if not name.endswith(".npz") and not graphs.present(name, data_dir):
             _pull(name, data_dir, console)
         graphs.load(name, data_dir)
+
+
+def require_parts(name: str, recipe: Recipe) -> None:
+    """Raise `UsageError` if `recipe` cuts `name` into more parts than it has nodes."""
+    if recipe.parts is not None and recipe.parts > (nodes := graphs.sizes_of(name).nodes):
+        raise UsageError(f"--parts {recipe.parts} cannot be made of the {nodes} nodes of {name}: give fewer.")
 
 
 def _pull(name: str, data_dir: Path, console: Console) -> None:

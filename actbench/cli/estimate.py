@@ -17,8 +17,10 @@ from actbench.analysis.estimate import (
 )
 from actbench.cli.options import Format, require_finite
 from actbench.cli.sizes import read_size
+from actbench.compress import require_calls
 from actbench.errors import UsageError
 from actbench.graphs import Entry, sizes_of
+from actbench.models import operations
 from actbench.report import estimate_table, open_stdout
 from actbench.scheme import Scheme
 from actbench.training import recipe_for
@@ -102,6 +104,9 @@ def estimate(
     recipe = recipe_for(graph.name, model).overridden(
         layers=layers, hidden=hidden, dropout=dropout, batch_norm=batch_norm
     )
+    trace = operations(recipe.architecture, 1, 1, 1, 1)
+    for each in schemes:
+        require_calls(trace, each)
     workload = Workload(graph, recipe.architecture, recipe.weight_decay, device, hopper)
     budget_bytes = None if budget is None else read_size("--budget", budget)
     found = forecast(workload, schemes, budget_bytes)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from actbench import graphs
 from actbench.analysis import Comparison, compare, compare_claims, read_located
-from actbench.cli.datasets import make_present
+from actbench.cli.datasets import make_present, require_parts
 from actbench.cli.measuring import end, measure_grid
 from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, expand_home
 from actbench.errors import DataError
@@ -67,6 +67,8 @@ def reproduce(
     for name in names:
         _make_present(name, data_dir, stderr)
     jobs = [job for name in names for job in _jobs(wanted, name, data_dir, seeds or wanted.seeds, epochs, chosen)]
+    for job in jobs:
+        require_parts(job.dataset, job.recipe)
     records, interrupted = measure_grid(jobs, file, chosen, fresh, stderr)
     if records:
         _print([identity(record) for record in records], path, format, lang)

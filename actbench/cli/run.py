@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from actbench.analysis import summarise
-from actbench.cli.datasets import make_present
+from actbench.cli.datasets import make_present, require_parts
 from actbench.cli.measuring import end, measure_grid
 from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, Format, expand_home, require_finite
 from actbench.compress import require_calls
@@ -112,6 +112,7 @@ def run(
         float | None,
         typer.Option(
             min=0,
+            max=1.7,
             callback=require_finite,
             help="GCNII: how far weights are from identity; 0 for no identity.",
             show_default="the recipe's",
@@ -209,6 +210,7 @@ def run(
     file.read()
     stderr = open_stderr(quiet)
     make_present(name, data_dir, stderr)
+    require_parts(name, recipe)
     job = Job(name, str(data_dir), digest_of(name), schemes[0], 0, recipe, chosen)
     jobs = plan(job, schemes, seeds)
 

@@ -12,16 +12,19 @@ from torch import Tensor
 
 _PRODUCTS: Final = (torch.sparse.mm, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
 
+_SUMS: Final = (torch.addmm, Tensor.addmm, torch.sparse.addmm)
+
 
 class Autocast:
-    """A context of `torch.autocast` to bfloat16 on every device; may be entered again."""
+    """A context of `torch.autocast` to bfloat16 on every device, or without it; may be entered again."""
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled = enabled
         self._contexts = ExitStack()
 
     def __enter__(self) -> None:
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            self._contexts.enter_context(torch.autocast(device, torch.bfloat16))
+            self._contexts.enter_context(torch.autocast(device, torch.bfloat16, enabled=self._enabled))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -30,8 +33,10 @@ class Autocast:
 
 
 def is_sparse_product(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Whether `func(*args)` multiplies a sparse matrix by a dense one."""
-    return func in _PRODUCTS and bool(args) and isinstance(args[0], Tensor) and args[0].layout != torch.strided
+    """Whether `func(*args)` multiplies a sparse matrix by a dense one, or adds such a product to a matrix."""
+    place = 0 if func in _PRODUCTS else 1 if func in _SUMS else len(args)
+    factor = args[place] if place < len(args) else None
+    return isinstance(factor, Tensor) and factor.layout != torch.strided
 
 
 def whole_product(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

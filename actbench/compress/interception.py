@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Module, Parameter
 from torch.overrides import TorchFunctionMode
 
@@ -64,10 +65,11 @@ def run_layer(module: Module, function: Callable[..., Output], *inputs: Tensor) 
 
     All that it reads of changing tensors must be its inputs or `module`'s parameters and buffers.
     """
-    if not (_stack() and _stack()[-1].scheme.name == "checkpoint" and torch.is_grad_enabled()):
+    innermost = _stack()[-1] if _stack() else None
+    if innermost is None or innermost.scheme.name != "checkpoint":
         return function(*inputs)
-    _stack()[-1].found = True
-    return recompute(module, function, *inputs)
+    innermost.found = True
+    return recompute(module, function, *inputs) if torch.is_grad_enabled() else function(*inputs)
 
 
 class Compression(TorchFunctionMode):
@@ -79,6 +81,7 @@ class Compression(TorchFunctionMode):
         self.seed = seed
         self.offload = offload
         self.found = False
+        self._with_grad = False
         self._contexts = ExitStack()
         self._kept = itertools.count()
         self._calls: Counter[str] = Counter()
@@ -87,12 +90,16 @@ class Compression(TorchFunctionMode):
     def __enter__(self) -> Self:
         self._watch.check()
         self._calls.clear()
-        self.found = False
+        self.found = self._with_grad = False
+        around = _stack()[-1] if _stack() else None
         _stack().append(self)
-        if self.scheme.name == "bf16":
-            self._contexts.enter_context(Autocast())
+        if self.scheme.name == "bf16" or (around and around.scheme.name == "bf16"):
+            self._contexts.enter_context(Autocast(enabled=self.scheme.name == "bf16"))
         if self.offload:
             self._contexts.enter_context(self.offload)
+        elif around and around.offload:
+            # Of nested hooks the innermost alone are asked.
+            self._contexts.enter_context(saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -102,7 +109,7 @@ class Compression(TorchFunctionMode):
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._contexts.close()
         _stack().pop()
-        if kind is None and torch.is_grad_enabled():
+        if kind is None and self._with_grad:
             if self.scheme.name == "checkpoint" and not self.found:
                 raise UsageError("checkpoint found no layer: call a model's layers by actbench.run_layer.")
             if self.offload and not self.offload.found:
@@ -121,7 +128,9 @@ class Compression(TorchFunctionMode):
                     return out
         if self.scheme.name == "bf16" and is_sparse_product(func, args):
             return whole_product(func, args, kwargs)
-        return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        self._with_grad = self._with_grad or (isinstance(out, Tensor) and out.requires_grad)
+        return out
 
     @property
     def around_loss(self) -> AbstractContextManager[None]:
@@ -304,6 +313,12 @@ def _leaky_relu(
     return _apply(LeakyRelu, input, negative_slope, inplace)
 
 
+def _leaky_relu_(
+    mode: Compression, func: Callable[..., Tensor], input: Tensor, negative_slope: float = 0.01
+) -> Tensor | None:
+    return _leaky_relu(mode, func, input, negative_slope, inplace=True)
+
+
 def _dropout(
     mode: Compression,
     func: Callable[..., Tensor],
@@ -371,6 +386,7 @@ _HANDLERS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
     torch.relu_: _relu_,
     Tensor.relu_: _relu_,
     F.leaky_relu: _leaky_relu,
+    F.leaky_relu_: _leaky_relu_,
     F.dropout: _dropout,
     torch.dropout: _torch_dropout,
     torch.dropout_: _torch_dropout_,

@@ -12,31 +12,41 @@ from rich.text import Text
 from actbench.report.phrases import NOTHING, mebibytes_text, percent_text
 
 _FITS = {True: "yes", False: "no", None: "?"}
-_KINDS = ("saved", "graph", "parameter", "optimizer", "transient")
+_LEAST_SCHEME_COLUMNS = 12
 
 
 def estimate_table(found: dict[str, Any]) -> RenderableType:
-    """The estimates of `forecast`, a scheme a row."""
-    cuda, budget = found["device"] == "cuda", found["budget_bytes"]
+    """The estimates of `forecast`, a scheme a row, in two tables below one another; 80 columns are enough."""
+    kinds = ["activation", "graph", "parameters", "optimizer", "transients"]
+    fields = ["saved", "graph", "parameter", "optimizer", "transient"]
+    if found["device"] == "cuda":
+        kinds, fields = [*kinds, "cuBLAS"], [*fields, "library"]
+    parts = _grid([f"{kind}\nMiB" for kind in kinds])
+    for row in found["rows"]:
+        parts.add_row(row["scheme"], *(mebibytes_text(row[f"{field}_bytes"]) for field in fields))
+    budget = found["budget_bytes"] is not None
+    whole = _grid(["peak\nMiB", "activations\nof peak", *["fits", "largest\nhidden", "largest\nnodes"] * budget])
+    for row in found["rows"]:
+        cells = [mebibytes_text(row["peak_bytes"]), percent_text(row["saved_share"])]
+        if budget:
+            cells += [_FITS[row["fits"]], *(_bound(row, field) for field in ("largest_hidden", "largest_nodes"))]
+        whole.add_row(row["scheme"], *cells)
+    notes = (Text(note, style="dim") for note in _notes(found))
+    return Group(Text(_title(found), style="bold"), parts, whole, *notes)
+
+
+def _grid(headings: list[str]) -> Grid:
     grid = Grid(box=SIMPLE_HEAD, pad_edge=False, padding=0)
-    grid.add_column("scheme", overflow="fold")
-    headings = ["activation\nMiB", "graph\nMiB", "parameters\nMiB", "optimizer\nMiB", "transients\nMiB"]
-    headings += ["cuBLAS\nMiB"] * cuda + ["peak\nMiB", "activations\nof peak"]
-    headings += ["fits", "largest\nhidden", "largest\nnodes"] * (budget is not None)
+    grid.add_column("scheme", overflow="fold", min_width=_LEAST_SCHEME_COLUMNS)
     for heading in headings:
         grid.add_column(heading, justify="right", no_wrap=True)
-    for row in found["rows"]:
-        cells = [mebibytes_text(row[f"{kind}_bytes"]) for kind in (*_KINDS, *["library"] * cuda, "peak")]
-        cells.append(percent_text(row["saved_share"]))
-        if budget is not None:
-            cells += [_FITS[row["fits"]], _bound(row["largest_hidden"]), _bound(row["largest_nodes"])]
-        grid.add_row(row["scheme"], *cells)
-    notes = (Text(note, style="dim") for note in _notes(found))
-    return Group(Text(_title(found), style="bold"), grid, *notes)
+    return grid
 
 
-def _bound(number: int | None) -> str:
-    return NOTHING if number is None else f"{number:,}"
+def _bound(row: dict[str, Any], field: str) -> str:
+    if row["reason"] is not None:
+        return _FITS[None]
+    return NOTHING if row[field] is None else f"{row[field]:,}"
 
 
 def _title(found: dict[str, Any]) -> str:
@@ -59,7 +69,8 @@ def _notes(found: dict[str, Any]) -> list[str]:
     if found["budget_bytes"] is not None:
         notes.append(
             f"The budget of {found['budget_bytes']:,} bytes is for the peak. Largest hidden: on this graph; largest "
-            f"nodes: with this network and edges in proportion; {NOTHING}: none is too large."
+            f"nodes: with this network and edges in proportion; {NOTHING}: none is too large; "
+            f"{_FITS[None]}: the peak is not known."
         )
     notes += dict.fromkeys(row["reason"] for row in rows if row["reason"])
     known = [row for row in rows if row["peak_bytes"] is not None]

@@ -36,6 +36,7 @@ from actbench.report.phrases import (
     Sentence,
     escape_markdown,
     mebibytes_text,
+    noise_text,
     percent_text,
     points_text,
     rate_text,
@@ -203,7 +204,7 @@ def _spread_text(row: ComparedRow) -> str:
 
 
 def _noise_text(row: ComparedRow) -> str:
-    return NOTHING if row.gradient_noise is None else f"{row.gradient_noise:.3g}"
+    return noise_text(row.gradient_noise, row.gradient_noise_error)
 
 
 def sources_text(row: ComparedRow) -> str:
@@ -550,6 +551,7 @@ def _json_row(row: ComparedRow) -> dict[str, Any]:
         "epochs_per_second_p90": row.epochs_per_second_high,
         "timed_epochs": len(row.epoch_seconds),
         "gradient_noise": row.gradient_noise,
+        "gradient_noise_error": row.gradient_noise_error,
         "bytes_by_kind": row.kinds,
         "paper": asdict(row.paper) if row.paper else None,
         "command": row.command,

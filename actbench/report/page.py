@@ -14,6 +14,7 @@ from actbench.report.phrases import (
     Sentence,
     mebibytes_text,
     model_text,
+    noise_text,
     percent_text,
     points_text,
     score_text,
@@ -388,7 +389,8 @@ def _costs(comparison: Comparison) -> Iterator[Sentence]:
         if _is_timed(comparison, row):
             yield Sentence("costs.slower", _time(comparison, row))
         if row.gradient_noise is not None:
-            yield Sentence("costs.noise", _common(comparison, row) | {"value": f"{row.gradient_noise:.3g}"})
+            value = noise_text(row.gradient_noise, row.gradient_noise_error)
+            yield Sentence("costs.noise", _common(comparison, row) | {"value": value})
     if comparison.synthetic:
         yield Sentence("costs.generated", {"dataset": comparison.dataset})
 

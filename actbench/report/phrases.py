@@ -79,6 +79,14 @@ def model_text(model: str, recipe: Mapping[str, Any]) -> str:
     return model if sampler == "full" else f"{model} ({names.get(str(sampler), sampler)})"
 
 
+def noise_text(mean: float | None, error: float | None = None) -> str:
+    """Gradient noise, with its standard error where that is known."""
+    if mean is None:
+        return NOTHING
+    known = f" ± {error:.1g}" if error else ""
+    return f"{mean:.3g}{known}".replace("-", "−")
+
+
 def rate_text(per_second: float | None) -> str:
     """Epochs per second."""
     return NOTHING if per_second is None else f"{per_second:.2f}"
@@ -622,8 +630,8 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "{scheme}：1エポックの時間は{reference}の{factor}倍、中央値で{base} msに対して{value} msです。",
     ),
     "costs.noise": (
-        "{scheme}: gradient noise E‖ĝ − g‖² / ‖g‖² is {value}.",
-        "{scheme}：勾配ノイズ E‖ĝ − g‖² / ‖g‖² は{value}です。",
+        "{scheme}: gradient noise E‖ĝ − g‖² / ‖g‖² is {value} at one point of training, no measure of accuracy.",
+        "{scheme}：勾配ノイズ E‖ĝ − g‖² / ‖g‖² は、学習中の一時点で{value}です。精度そのものの指標ではありません。",
     ),
     "costs.generated": (
         "{dataset} is generated: these scores compare the schemes with each other and say nothing of the real data.",

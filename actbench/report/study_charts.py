@@ -61,7 +61,7 @@ def write_study_charts(study: Study, language: Language, folder: Path, stem: str
 
 
 def _draw_noise(study: Study, language: Language) -> Figure | None:
-    rows = [each for each in study.document["schemes"] if each["noise"]["total"]["mean"] > 0]
+    rows = [each for each in study.document["schemes"] if any(each["noise"][part]["mean"] > 0 for part in _PARTS)]
     if not rows:
         return None
     figure = Figure(figsize=(7.2, 1.5 + 0.6 * len(rows)), layout="constrained")

@@ -98,7 +98,7 @@ def junit_xml(verdict: Verdict) -> str:
     root = ElementTree.Element("testsuites", {"name": "actbench check", **counts})
     suite = ElementTree.SubElement(root, "testsuite", {"name": "actbench check", **counts})
     for row in verdict.rows:
-        place = "/".join(filter(None, (row.dataset, row.model, row.scheme, _distinction(row))))
+        place = "/".join(filter(None, (row.dataset, model_text(row.model, row.recipe), row.scheme, _distinction(row))))
         for finding in row.findings:
             names = {"classname": _printable(place), "name": _NAMES[finding.figure]}
             case = ElementTree.SubElement(suite, "testcase", names)
@@ -227,7 +227,7 @@ def _groups(verdict: Verdict) -> list[tuple[str, list[CheckedRow]]]:
 
 def _name(row: CheckedRow) -> str:
     told = _distinction(row)
-    return f"{row.scheme} ({row.model}, {row.dataset}{f', {told}' if told else ''})"
+    return f"{row.scheme} ({model_text(row.model, row.recipe)}, {row.dataset}{f', {told}' if told else ''})"
 
 
 def _distinction(row: CheckedRow, known: tuple[str, ...] = ()) -> str:

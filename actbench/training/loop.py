@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,10 @@ class Batch:
         return [self.x, self.adjacency, self.y, self.train]
 
 
+_MOST_DRAWS: Final = 100
+"""Epochs of samples that are drawn in a row for one that has a training node."""
+
+
 class Trainer:
     """A network, its optimizer and its graph on one device.
 
@@ -71,22 +76,36 @@ class Trainer:
     def batches(self) -> Iterator[Batch]:
         """What the steps of one epoch train on, each made when it is asked for; samples without training nodes are not.
 
-        Raises `DataError` if there is none.
+        Random walks may miss all training nodes; the epoch is then drawn anew. Raises `DataError` if that does not
+        help, or for a sample of one node, which has no variance for batch norm to divide by.
         """
         if self._samples is None:
             yield self._batch(self.x, self.adjacency, self.y, self.train)
             return
-        device, found = self.x.device, False
+        found = False
+        for _ in range(_MOST_DRAWS):
+            for batch in self._sampled_batches():
+                found = True
+                yield batch
+            if found:
+                return
+        raise DataError("no sample has a training node: take more roots, steps or parts a batch.")
+
+    def _sampled_batches(self) -> Iterator[Batch]:
+        assert self._samples is not None
+        device = self.x.device
         for nodes, edge_index in self._samples.draw():
             train = self._trains[nodes].nonzero().view(-1)
             if not train.numel():
                 continue
-            found = True
+            if nodes.numel() == 1 and len(self.network.norms):
+                raise DataError(
+                    "a sample has one node, of which batch norm knows no variance: take more roots or parts a batch, "
+                    "or no batch norm."
+                )
             adjacency = adjacency_of(self.recipe.architecture.model, edge_index, nodes.numel()).to(device)
             here = nodes.to(device)
             yield self._batch(self.x[here], adjacency, self.y[here], train.to(device))
-        if not found:
-            raise DataError("no sample of the epoch has a training node: take more roots or more parts a batch.")
 
     def epoch(
         self,

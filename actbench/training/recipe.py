@@ -175,13 +175,17 @@ _CHANGES: Final[dict[tuple[str, str], dict[str, Any]]] = {
 }  # fmt: skip
 """What a model, or SAGE with a sampler, changes of the above on a data set: the authors' unless `source` says other."""
 
+_SCALED: Final = ("roots", "parts", "parts_per_batch")
+
 
 def recipe_for(dataset: str, model: Model, sampler: Sampler = "full") -> Recipe:
     """The default recipe: the papers' where they have one, the literature's or ours elsewhere (see `source`).
 
-    A generated graph takes the recipe of the real one that it is shaped after.
+    A generated graph takes the recipe of the real one that it is shaped after; of a scaled one, the number of roots or
+    parts is scaled too, so that an epoch has about as many steps.
     """
-    twin = dataset.removeprefix("synthetic:").partition("@")[0].removeprefix("ogbn-")
+    whole, _, scale = dataset.removeprefix("synthetic:").partition("@")
+    twin = whole.removeprefix("ogbn-")
     s = _SETTINGS.get(twin, _OWN_DATA)
     architecture = Architecture(model, s.layers, s.hidden, s.dropout, s.batch_norm)
     recipe = Recipe(architecture, s.learning_rate, s.weight_decay, s.epochs, s.clip, s.source, sampler=sampler)
@@ -191,7 +195,9 @@ def recipe_for(dataset: str, model: Model, sampler: Sampler = "full") -> Recipe:
         changes = _CHANGES.get((twin, sampler)) or _OURS[sampler] | {"source": "actbench"}
         if model != "sage":
             changes = {key: changes[key] for key in _SAMPLING if key in changes} | {"source": "actbench"}
-        recipe = _changed(recipe, changes)
+        share = float(scale) if scale else 1.0
+        scaled = {key: max(1, round(changes[key] * share)) for key in _SCALED if key in changes}
+        recipe = _changed(recipe, changes | scaled)
     return recipe
 
 

@@ -2,7 +2,7 @@ import importlib.util
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -297,6 +297,23 @@ def test_what_is_not_modelled_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> No
     Console(file=text, width=200).print(estimate_table(found))
     assert row["reason"] in text.getvalue()
     assert "No peak" not in text.getvalue()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_table_is_whole_in_80_columns(device: Literal["cpu", "cuda"]) -> None:
+    schemes = [Scheme.parse(text) for text in ("fp32", "bf16", "blockwise:bits=4,block=256/linear2:bits=8")]
+    found = forecast(replace(ARXIV_SAGE, device=device), schemes, 2 * 10**9)
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(estimate_table(found))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in stream.getvalue()
+    for row in found["rows"]:
+        for field in ("saved_bytes", "peak_bytes", "largest_nodes"):
+            if row[field] is not None:
+                shown = f"{row[field]:,}" if field == "largest_nodes" else f"{row[field] / 2**20:,.1f}"
+                assert any(shown in line.split() for line in lines), (row["scheme"], field)
+    assert [line.split()[-3:] for line in lines if line.startswith(" bf16")][1] == ["?", "?", "?"]
 
 
 @pytest.mark.gpu

@@ -78,6 +78,16 @@ def test_other_files_are_no_studies(tmp_path: Path, content: str) -> None:
         (("schemes", 1, "calls", 0, "levels"), {"uniform": {}}),
         (("schemes", 1, "calls", 0, "histogram", 2), 10**400),
         (("schemes", 1, "calls", 0, "blocks", 0, "error"), {}),
+        (("schemes", 1, "calls", 0, "blocks"), []),
+        (("schemes", 1, "calls", 0, "blocks"), study().document["schemes"][1]["calls"][0]["blocks"][:3]),
+        (("schemes", 1, "calls", 0, "histogram"), []),
+        (("schemes", 1, "calls", 0, "histogram"), [0, 0]),
+        (("schemes", 1, "calls", 0, "divergence"), {}),
+        (("schemes", 1, "calls", 0, "block_length"), 0),
+        (("schemes", 1, "calls", 0, "block_length"), 1.5),
+        (("schemes", 1, "calls", 0, "block_length"), 2),
+        (("schemes", 1, "calls", 0, "rms"), 0),
+        (("schemes", 1, "noise", "total", "standard_error"), -1),
     ],
 )
 def test_a_damaged_study_is_one_sentence_that_names_the_field(
@@ -92,6 +102,14 @@ def test_half_a_study_is_told_too(tmp_path: Path) -> None:
     path = tmp_path / "analysis.json"
     path.write_text(json.dumps(study().document)[:5000])
     assert is_study(path)
+    with pytest.raises(OutputError, match="is no whole analysis"):
+        read_study(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_no_json_knows_are_none(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "analysis.json"
+    path.write_text(json.dumps(study().document | {"wall_seconds": "HERE"}).replace('"HERE"', number))
     with pytest.raises(OutputError, match="is no whole analysis"):
         read_study(path)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import actbench
-from actbench.compress import Compression, Ledger, predict_saved_bytes, require_calls
+from actbench.compress import Compression, Ledger, compress, predict_saved_bytes, require_calls, run_layer
 from actbench.compress.offload import Offload
 from actbench.errors import SchemeError, UsageError
 from actbench.models import Architecture, Network, adjacency_of, operations
@@ -366,3 +366,44 @@ def test_on_a_gpu_a_dropout_under_autocast_keeps_a_byte_and_a_generator_sixteen(
     assert kept["bf16"][0] - kept["bf16"][1] == NODES * 24
     assert kept["checkpoint"] == [2 * 5056 + NODES * 24 * 4, 2 * 16 + NODES * 24 * 4]
     assert kept["offload"] == [0, 0]
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("bf16", "fp32"), ("bf16", "exact"), ("bf16", "checkpoint")])
+def test_the_innermost_scheme_decides_inside_autocast_too(outer: str, inner: str) -> None:
+    lin, x = torch.nn.Linear(8, 8), torch.randn(16, 8)
+    with compress(outer):
+        with compress(inner):
+            assert run_layer(lin, lin, x).dtype == torch.float32
+        assert lin(x).dtype == torch.bfloat16
+
+
+def test_a_scheme_inside_of_offload_keeps_its_tensors_where_they_are() -> None:
+    outer = Compression(Scheme.parse("offload"), 0, Offload(source="cpu"))
+    lin, x = torch.nn.Linear(8, 8), torch.randn(16, 8)
+    with outer:
+        with compress("fp32"):
+            held = lin(x)
+        assert outer.offload is not None
+        assert outer.offload.host_bytes == 0
+        held = lin(x)
+        assert outer.offload.host_bytes > 0
+    held.sum().backward()
+
+
+@pytest.mark.parametrize("scheme", ["checkpoint", "offload"])
+def test_a_forward_without_gradients_needs_nothing_to_recompute_or_move(scheme: str) -> None:
+    lin, x = torch.nn.Linear(8, 8), torch.randn(16, 8)
+    with compress(scheme), torch.no_grad():
+        run_layer(lin, lin, x)
+    with pytest.raises(UsageError, match="found no"), compress(scheme):
+        lin(x)
+
+
+def test_sums_with_a_sparse_product_are_float32_under_autocast() -> None:
+    lin, x = torch.nn.Linear(8, 8), torch.randn(8, 8)
+    adjacency = torch.eye(8).to_sparse_csr()
+    with compress("bf16"):
+        hidden = lin(x)
+        for out in (torch.addmm(hidden, adjacency, hidden), hidden.addmm(adjacency, hidden)):
+            assert out.dtype == torch.float32
+            assert torch.equal(out, 2 * hidden.float())

@@ -208,6 +208,7 @@ def test_every_form_of_addmm(name: str, shape: tuple[int, ...]) -> None:
 
 LEAKY: dict[str, Callable[[Tensor], Tensor]] = {
     "F.leaky_relu": lambda x: F.leaky_relu(x, 0.2),
+    "F.leaky_relu_": lambda x: F.leaky_relu_(x * 1, 0.2),
     "F.leaky_relu inplace": lambda x: F.leaky_relu(x * 1, 0.2, inplace=True),
     "nn.LeakyReLU": nn.LeakyReLU(0.2),
     "nn.LeakyReLU below 0": nn.LeakyReLU(-0.2),

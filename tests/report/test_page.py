@@ -306,8 +306,8 @@ def test_recipes_of_one_heading_are_told_apart() -> None:
     subjects = [say(about(comparison), "en") for comparison in compared(first + other + own)]
     assert len(set(subjects)) == 4
     assert [text.split(" · ")[3] for text in subjects] == [
-        "dropout 0.5, data None",
-        "dropout 0.125, data None",
+        "dropout 0.5",
+        "dropout 0.125",
         "dropout 0.5, data abababab",
         "dropout 0.5, data cdcdcdcd",
     ]

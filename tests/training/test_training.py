@@ -112,11 +112,26 @@ def test_samples_without_training_nodes_are_no_steps() -> None:
     one = replace(graph, train=graph.train[:1])
     trainer = Trainer(one, small("sage", "cluster", parts_per_batch=1), CPU)
     assert [batch.train.numel() for batch in trainer.batches()] == [1]
-    # A walk of no edges from one root that is hardly ever the training node.
-    alone = replace(graph, edge_index=graph.edge_index[:, :0], train=graph.train[:1])
-    trainer = Trainer(alone, small("sage", "saint", roots=1, steps=1), CPU)
-    with pytest.raises(DataError, match="more roots"):
+
+
+def test_walks_that_miss_all_training_nodes_are_walked_anew() -> None:
+    """Without edges nine roots are at most nine of 90 nodes; one draw in ten meets the training node."""
+    alone = replace(tiny(), edge_index=torch.zeros(2, 0, dtype=torch.int64), train=tiny().train[:1])
+    torch.manual_seed(0)
+    trainer = Trainer(alone, small("sage", "saint", roots=9, steps=1, batch_norm=False), CPU)
+    assert all([batch.train.numel() for batch in trainer.batches()] == [1] for _ in range(20))
+    trainer = Trainer(alone, small("sage", "saint", roots=1, steps=1, batch_norm=False), CPU)
+    trainer._trains.zero_()
+    with pytest.raises(DataError, match="take more roots, steps or parts"):
         trainer.epoch()
+
+
+def test_a_sample_of_one_node_is_refused_where_batch_norm_would_divide_by_its_variance() -> None:
+    alone = replace(tiny(), edge_index=torch.zeros(2, 0, dtype=torch.int64))
+    torch.manual_seed(0)
+    with pytest.raises(DataError, match="a sample has one node"):
+        Trainer(alone, small("sage", "saint", roots=1, steps=1), CPU).epoch()
+    Trainer(alone, small("sage", "saint", roots=1, steps=1, batch_norm=False), CPU).epoch()
 
 
 @pytest.mark.parametrize("task", ["single-label", "multi-label"])
