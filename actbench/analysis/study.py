@@ -23,7 +23,7 @@ from actbench.meters import describe_environment
 from actbench.runs import Job
 from actbench.runs.job import description
 from actbench.scheme import BITS, LEVELS, Scheme
-from actbench.training import Recipe, recipe_for
+from actbench.training import recipe_for
 
 KIND: Final = "analysis"
 STUDY_VERSION: Final = 1
@@ -72,7 +72,7 @@ def run_study(
         "study_version": STUDY_VERSION,
         **{k: v for k, v in description(base, describe_environment(device)).items() if k != "scheme"},
         "graph": graph_record(graph),
-        "unusual": _unusual(base.recipe.as_record(), recipe_for(base.dataset, base.recipe.architecture.model)),
+        "unusual": _unusual(base),
         "draws": draws,
         "rounding_draws": ROUNDING_DRAWS,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -122,10 +122,13 @@ def _call_record(call: CallFound) -> dict[str, Any]:
     return asdict(call) | {"normal_over_uniform": call.normal_over_uniform}
 
 
-def _unusual(recipe: dict[str, Any], usual: Recipe) -> dict[str, Any]:
-    """The settings that are not the data set's own, but for those that every heading names."""
-    own = usual.as_record()
-    return {k: v for k, v in recipe.items() if k not in ("layers", "hidden", "epochs", "source") and v != own[k]}
+def _unusual(base: Job) -> dict[str, Any]:
+    """The sampler, and the settings that are not the data set's own, but for those that every heading names."""
+    recipe = base.recipe.as_record()
+    own = recipe_for(base.dataset, base.recipe.architecture.model, base.recipe.sampler).as_record()
+    sampler = {} if base.recipe.sampler == "full" else {"sampler": base.recipe.sampler}
+    named = ("layers", "hidden", "epochs", "source")
+    return sampler | {key: value for key, value in recipe.items() if key not in named and value != own[key]}
 
 
 def graph_record(graph: Graph) -> dict[str, Any]:

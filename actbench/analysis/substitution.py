@@ -43,11 +43,12 @@ class Unrounded(Kept):
         (u,) = packed
         return u if self.projection is None else u @ self.projection.matrix(u).t()
 
-    def left_product(self, left: Tensor, packed: tuple[Tensor, ...]) -> Tensor:
-        """`left` times x or x P Pᵀ."""
+    def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
+        """`left` times x or x P Pᵀ, times `scale`."""
         (u,) = packed
         product = left @ u
-        return product if self.projection is None else product @ self.projection.matrix(product).t()
+        product = product if self.projection is None else product @ self.projection.matrix(product).t()
+        return product if scale == 1 else product * scale
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,11 @@ class Probed(Exact):
             self.see_input(x.detach())
         return super().pack(x)
 
-    def left_product(self, left: Tensor, packed: tuple[Tensor, ...]) -> Tensor:
-        """Show x and `left`, then multiply them."""
+    def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
+        """Show x and `left` times `scale`, then multiply them."""
         if self.see_product:
-            self.see_product(packed[0], left)
-        return super().left_product(left, packed)
+            self.see_product(packed[0], left if scale == 1 else left * scale)
+        return super().left_product(left, packed, scale)
 
 
 @dataclass(frozen=True)

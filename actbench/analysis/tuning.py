@@ -168,13 +168,16 @@ def tune(
 ) -> Tuning:
     """The scheme of least noise in `budget_bytes` of saved-for-backward memory, or the smallest within `max_noise`.
 
-    `masked` are the same weights under several dropout masks; noises are means over them, each over `draws` draws.
+    `masked` are the same weights under several dropout masks, and with a sampler on as many samples, of which bytes are
+    the largest's; noises are means over them, each over `draws` draws.
     Schemes `beside` are measured too. Exactly one limit is given. Raises `UsageError` if the smallest scheme is larger
     than the budget.
     """
     if (budget_bytes is None) == (max_noise is None):
         raise ValueError("give a budget or a bound of noise")
     batches = [_Batch(weights) for weights in masked]
+    # Of samples the largest counts: all bytes are its.
+    batches.sort(key=lambda batch: batch.weights.batch.x.shape[0], reverse=True)
     other_bytes, found = _candidates(batches, draws, budget_bytes, report)
     by_noise = {call: [knapsack.Option(c.noise, c.saved_bytes) for c in each] for call, each in found.items()}
     tried = [_measured(batches, scheme, draws, report) for scheme in beside]

@@ -21,6 +21,8 @@ from actbench.cli.options import (
     Hidden,
     Layers,
     LearningRate,
+    ModelName,
+    SamplerName,
     expand_home,
 )
 from actbench.cli.output import write_whole
@@ -45,7 +47,8 @@ def _expanded(path: Path | None) -> Path | None:
 
 def analyze(
     dataset: Annotated[str, typer.Option(help="A name from `actbench datasets` or a .npz file.")],
-    model: Annotated[Literal["sage", "gcn", "gcnii", "gat"], typer.Option(help="The network.")] = "sage",
+    model: ModelName = "sage",
+    sampler: SamplerName = "full",
     scheme: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,7 +85,7 @@ def analyze(
     Example: actbench analyze --dataset cora --output cora-analysis.json --charts charts
     """
     schemes = [Scheme.parse(text) for text in scheme or DEFAULT_SCHEMES]
-    recipe = recipe_for(dataset, model).overridden(
+    recipe = recipe_for(dataset, model, sampler).overridden(
         layers=layers, hidden=hidden, dropout=dropout, batch_norm=batch_norm, learning_rate=learning_rate
     )
     trace = operations(recipe.architecture, 1, 1, 1, 1)

@@ -30,6 +30,11 @@ DataDir = Annotated[
         help="Where data sets are downloaded to; a folder of raw files in PyG's layout is used as it is.",
     ),
 ]
+ModelName = Annotated[Literal["sage", "gcn", "gcnii", "gat"], typer.Option(help="The network.")]
+SamplerName = Annotated[
+    Literal["full", "saint", "cluster"],
+    typer.Option(help="What a step trains on: the graph, GraphSAINT's random walks or Cluster-GCN's parts."),
+]
 Layers = Annotated[int | None, typer.Option(min=1, help="Convolutions.", show_default="the recipe's")]
 Hidden = Annotated[int | None, typer.Option(min=1, help="Their width.", show_default="the recipe's")]
 Dropout = Annotated[

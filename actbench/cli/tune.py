@@ -22,6 +22,8 @@ from actbench.cli.options import (
     Hidden,
     Layers,
     LearningRate,
+    ModelName,
+    SamplerName,
     require_finite,
 )
 from actbench.cli.sizes import read_size
@@ -39,7 +41,8 @@ BESIDE = ("exact", "blockwise-vm")
 
 def tune(
     dataset: Annotated[str, typer.Option(help="A name from `actbench datasets` or a .npz file.")],
-    model: Annotated[Literal["sage", "gcn", "gcnii", "gat"], typer.Option(help="The network.")] = "sage",
+    model: ModelName = "sage",
+    sampler: SamplerName = "full",
     budget: Annotated[
         str | None, typer.Option(help="Most bytes to keep for backward, as 800MiB: activations, not all of memory.")
     ] = None,
@@ -50,7 +53,9 @@ def tune(
     epochs: Annotated[
         int, typer.Option(min=0, help="FP32 epochs before the weights are fixed; 0 takes them as they are drawn.")
     ] = DEFAULT_EPOCHS,
-    batches: Annotated[int, typer.Option(min=1, help="Dropout masks that noise is averaged over.")] = 1,
+    batches: Annotated[
+        int, typer.Option(min=1, help="Dropout masks, and with a sampler samples, that noise is averaged over.")
+    ] = 1,
     draws: Annotated[int, typer.Option(min=LEAST_DRAWS, help="Gradients drawn for every measured noise.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of weights and dropout masks.")] = 0,
     device: Annotated[
@@ -79,7 +84,7 @@ def tune(
     if max_noise is not None and max_noise <= 0:
         raise UsageError(f"--max-noise {max_noise} is not above 0: without noise is fp32 alone.")
     budget_bytes = None if budget is None else read_size("--budget", budget)
-    recipe = recipe_for(dataset, model).overridden(
+    recipe = recipe_for(dataset, model, sampler).overridden(
         layers=layers, hidden=hidden, dropout=dropout, batch_norm=batch_norm, learning_rate=learning_rate
     )
     recipe = replace(recipe, epochs=epochs)

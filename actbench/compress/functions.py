@@ -92,7 +92,7 @@ class Addmm(Function):
         if ctx.needs_input_grad[3]:
             by_x = (gradient @ weight.t().to(gradient.dtype)) * ctx.alpha
         if ctx.needs_input_grad[4]:
-            by_weight = ctx.kept.left_product(gradient.t(), tuple(packed)).t() * ctx.alpha
+            by_weight = ctx.kept.left_product(gradient.t(), tuple(packed), ctx.alpha).t()
         return None, None, by_input, by_x, by_weight, None, None
 
 

@@ -148,8 +148,9 @@ class Kept:
         self.watch.check()
         return dequantize(packed, self.packing, self.projection)
 
-    def left_product(self, left: Tensor, packed: Packed) -> Tensor:
-        """`left` [n, rows] times the estimate of x, without ever forming it: (left û) Pᵀ. Raises as `recover`."""
+    def left_product(self, left: Tensor, packed: Packed, scale: float = 1.0) -> Tensor:
+        """`left` [n, rows] times the estimate of x, never formed, times `scale`: (left û) Pᵀ. Raises as `recover`."""
         self.watch.check()
         product = left @ dequantize(packed, self.packing).to(left.dtype)
-        return product @ self.projection.matrix(product).t() if self.projection else product
+        product = product @ self.projection.matrix(product).t() if self.projection else product
+        return product if scale == 1 else product * scale

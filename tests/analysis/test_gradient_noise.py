@@ -13,9 +13,11 @@ from actbench.analysis.substitution import Substituted, exact, unrounded
 from actbench.compress import compress
 from actbench.errors import ActbenchError
 from actbench.graphs import Graph
+from actbench.models import Model
 from actbench.quant import Projection
 from actbench.scheme import Scheme
 from actbench.training import recipe_for
+from actbench.training.recipe import Sampler
 from tests.training.test_training import tiny
 
 CPU = torch.device("cpu")
@@ -31,8 +33,10 @@ def whole_numbers(width: int = 12) -> Graph:
     return replace(tiny(), x=x)
 
 
-def fixed(graph: Graph, epochs: int = 0, **values: object) -> FixedWeights:
-    recipe = recipe_for("own.npz", "sage").overridden(**{"dropout": 0.0, "epochs": 1} | values)
+def fixed(
+    graph: Graph, epochs: int = 0, model: Model = "sage", sampler: Sampler = "full", **values: object
+) -> FixedWeights:
+    recipe = recipe_for("own.npz", model, sampler).overridden(**{"dropout": 0.0, "epochs": 1} | values)
     return FixedWeights.trained(graph, replace(recipe, epochs=epochs), CPU, 0)
 
 
@@ -141,6 +145,16 @@ def test_autocast_rounds_alike_every_time_so_all_of_its_noise_is_bias() -> None:
     assert whole.total.mean > 0
     assert whole.total.standard_error == 0
     assert whole.bias.mean == pytest.approx(whole.total.mean, rel=1e-12)
+
+
+def test_with_a_sampler_all_gradients_are_of_one_sample() -> None:
+    weights = fixed(tiny(), sampler="saint", layers=2, roots=20, walk_length=2, steps=2, epochs=1)
+    assert weights.batch.x.shape[0] < 90
+    found = measure_gradient_noise(weights, Scheme.parse("fp32"), 3)
+    assert found.whole.total == Estimate(0, 0)
+    noisy = measure_gradient_noise(weights, Scheme.parse("int4"), 3).whole
+    assert noisy.total.mean > 0
+    assert noisy.projection == Estimate(0, 0)
 
 
 def test_measuring_draws_nothing_from_the_users_generator_and_changes_no_weight() -> None:

@@ -10,6 +10,7 @@ from actbench.analysis.fixed_weights import FixedWeights
 from actbench.analysis.gradient_noise import estimate, measure_gradient_noise
 from actbench.analysis.tuning import Candidate, Choice, Tuning, reckon, scheme_of, tune
 from actbench.errors import UsageError
+from actbench.models import Model
 from actbench.scheme import Scheme
 from tests.analysis.test_gradient_noise import STANDARD_ERRORS, fixed, whole_numbers
 from tests.training.test_training import tiny
@@ -92,6 +93,43 @@ def test_bytes_and_noise_of_the_whole_are_what_was_said_and_within_the_budget() 
         assert sum(call.candidates[call.chosen].noise for call in found.calls) == pytest.approx(chosen.predicted_noise)
         assert all(call.chosen in call.front for call in found.calls)
         assert batches[0].saved_bytes(Scheme.parse(str(found.scheme))) == chosen.saved_bytes
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("model", ["gcn", "gcnii"])
+def test_without_batch_norm_and_projection_the_sum_is_the_noise_of_the_whole(model: Model, monkeypatch: Patch) -> None:
+    """Of GCN's and GCNII's calls, all linear, no noise reaches another's gradient; GCNII scales its products."""
+    monkeypatch.setattr(tuning, "PROJECTIONS", (1,))
+    weights = fixed(tiny(), epochs=2, model=model, layers=4, hidden=32, batch_norm=False)
+    shapes = {call.call: call for call in tune([weights], 3, budget_bytes=10**6).calls}
+    assert len(shapes) == (4 if model == "gcn" else 6)
+    choices = {
+        call: Choice(32) if len(found.candidates) == 1 else found.candidates[2 + number % 4].choice
+        for number, (call, found) in enumerate(shapes.items())
+    }
+    reckoned = reckon(weights, [call for call, choice in choices.items() if choice.quantizes], 0)
+    expected = sum(reckoned[call][choice] for call, choice in choices.items() if choice.quantizes)
+    measured = measure_gradient_noise(weights, scheme_of(choices), 200).whole.total
+    assert expected > 0
+    assert abs(expected - measured.mean) <= STANDARD_ERRORS * measured.standard_error
+
+
+@pytest.mark.usefixtures("few")
+def test_of_samples_the_largest_is_counted() -> None:
+    first = fixed(tiny(), sampler="saint", layers=2, hidden=16, roots=20, walk_length=2, steps=2)
+    batches = [first, *(FixedWeights(first.trainer, seed) for seed in range(1, 4))]
+    largest = max(batches, key=lambda weights: weights.batch.x.shape[0])
+    found = tune(batches, 3, budget_bytes=10**6)
+    assert found.chosen.saved_bytes == largest.saved_bytes(found.scheme)
+
+
+@pytest.mark.usefixtures("few")
+def test_a_tensor_that_two_calls_share_is_never_counted_too_low() -> None:
+    weights = fixed(tiny(), epochs=1, model="gat", layers=2, hidden=8)
+    for budget in (20_000, 40_000, 10**6):
+        chosen = tune([weights], 3, budget_bytes=budget).chosen
+        assert chosen.predicted_bytes is not None
+        assert chosen.saved_bytes <= chosen.predicted_bytes <= budget
 
 
 @pytest.mark.usefixtures("few")

@@ -63,6 +63,20 @@ def test_own_data_in_japanese(here: Here, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "call"),
+    [(("--model", "gcnii"), "addmm 2"), (("--model", "gat"), "aggregate 2"), (("--sampler", "saint"), "batch_norm 1")],
+)
+def test_every_model_and_a_sampler(here: Here, arguments: tuple[str, ...], call: str) -> None:
+    done = here(*SMALL, "--layers", "2", *arguments, "--scheme", "blockwise-vm", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    (found,) = document["schemes"]
+    assert call in [each["call"] for each in found["calls"]]
+    assert found["noise"]["total"]["mean"] > 0
+    assert document["unusual"].get("sampler") == ("saint" if "--sampler" in arguments else None)
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--dataset", "cara"), "cara"),
