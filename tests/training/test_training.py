@@ -324,21 +324,24 @@ def test_accuracy() -> None:
 
 LITERATURE = [
     # Kipf and Welling 2017, table 2: 81.5 on Cora and 79.0 on PubMed; 100 runs of each in Shchur et al. 2018, table 1.
-    ("Cora", "cora", "gcn", 0.79),
-    ("PubMed", "pubmed", "gcn", 0.765),
-    # With 60/20/20 splits the literature lies at 87 to 91 on Computers and above 96 on Physics.
-    ("Computers", "computers", "gcn", 0.87),
-    ("Physics", "physics", "gcn", 0.955),
+    ("Cora", "cora", "gcn", None, 0.79),
+    ("PubMed", "pubmed", "gcn", None, 0.765),
+    # With 60/20/20 splits the literature lies at 87 to 91 on Computers and above 96 on Physics. On Computers scores
+    # still swing by points from epoch to epoch when the recipe's 100 are over: the last bit of a sum decides.
+    ("Computers", "computers", "gcn", 200, 0.87),
+    ("Physics", "physics", "gcn", None, 0.955),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("folder", "name", "model", "least"), LITERATURE)
-def test_fp32_reaches_the_literature(folder: str, name: str, model: str, least: float, data_dir: Path) -> None:
+@pytest.mark.parametrize(("folder", "name", "model", "epochs", "least"), LITERATURE)
+def test_fp32_reaches_the_literature(
+    folder: str, name: str, model: str, epochs: int | None, least: float, data_dir: Path
+) -> None:
     if not (data_dir / folder / "raw").is_dir():
         pytest.skip(f"no raw files of {folder} in {data_dir}")
     torch.manual_seed(0)
-    recipe = recipe_for(name, model)  # type: ignore[arg-type]
+    recipe = recipe_for(name, model).overridden(epochs=epochs)  # type: ignore[arg-type]
     trainer = Trainer(load(name, data_dir), recipe, CPU)
     best_valid, test = 0.0, 0.0
     for _ in range(recipe.epochs):
