@@ -77,7 +77,7 @@ class Estimate:
     """Weights, and batch norm's buffers."""
     optimizer_bytes: int
     """Adam's two moments and its steps."""
-    library_bytes: int
+    cublas_bytes: int
     """Workspaces that cuBLAS keeps."""
     saved_bytes: int
     """Activations: what is kept for backward after the model's forward pass."""
@@ -88,7 +88,7 @@ class Estimate:
     @property
     def transient_bytes(self) -> int:
         """What the peak holds beyond the other kinds: gradients, outputs, the workspaces of operations."""
-        held = self.graph_bytes + self.parameter_bytes + self.optimizer_bytes + self.library_bytes
+        held = self.graph_bytes + self.parameter_bytes + self.optimizer_bytes + self.cublas_bytes
         return self.peak_bytes - held - self.saved_bytes
 
     @property
@@ -116,7 +116,7 @@ def estimate(workload: Workload, scheme: Scheme) -> Estimate:
     graph_bytes = memory.hold(_graph_sizes(graph, architecture))
     parameter_bytes = memory.hold([*parameters, *buffers])
     optimizer_bytes = memory.hold(_optimizer_sizes(parameters, workload.device))
-    library_bytes = memory.hold(_library_sizes(workload))
+    cublas_bytes = memory.hold(_cublas_sizes(workload))
     walk.train(steps, parameters)
     walk.evaluate(steps)
     trace = operations(architecture, graph.nodes, graph.features, graph.classes)
@@ -125,7 +125,7 @@ def estimate(workload: Workload, scheme: Scheme) -> Estimate:
         graph_bytes,
         parameter_bytes,
         optimizer_bytes,
-        library_bytes,
+        cublas_bytes,
         saved_bytes=predict_saved_bytes(trace, uniform, workload.device),
         peak_bytes=memory.peak,
         peak_at=memory.peak_at,
@@ -290,7 +290,7 @@ def _optimizer_sizes(parameters: list[int], device: Device) -> list[int]:
     return [*parameters, *parameters, *steps]
 
 
-def _library_sizes(workload: Workload) -> list[int]:
+def _cublas_sizes(workload: Workload) -> list[int]:
     if workload.device == "cpu":
         return []
     return [CUBLAS_BYTES_HOPPER if workload.hopper else CUBLAS_BYTES] * _THREADS_WITH_CUBLAS

@@ -20,7 +20,7 @@ def estimate_table(found: dict[str, Any]) -> RenderableType:
     kinds = ["activation", "graph", "parameters", "optimizer", "transients"]
     fields = ["saved", "graph", "parameter", "optimizer", "transient"]
     if found["device"] == "cuda":
-        kinds, fields = [*kinds, "cuBLAS"], [*fields, "library"]
+        kinds, fields = [*kinds, "cuBLAS"], [*fields, "cublas"]
     parts = _grid([f"{kind}\nMiB" for kind in kinds])
     for row in found["rows"]:
         parts.add_row(row["scheme"], *(mebibytes_text(row[f"{field}_bytes"]) for field in fields))

@@ -184,9 +184,9 @@ def test_arxivs_fp32_peak_on_cuda_by_hand() -> None:
 
 def test_hopper_has_larger_workspaces() -> None:
     plain, hopper = (estimate(replace(ARXIV_SAGE, hopper=is_hopper), Scheme("fp32")) for is_hopper in (False, True))
-    assert hopper.library_bytes == 2 * CUBLAS_BYTES_HOPPER
-    assert hopper.peak_bytes - plain.peak_bytes == hopper.library_bytes - plain.library_bytes
-    assert estimate(replace(ARXIV_SAGE, device="cpu"), Scheme("fp32")).library_bytes == 0
+    assert hopper.cublas_bytes == 2 * CUBLAS_BYTES_HOPPER
+    assert hopper.peak_bytes - plain.peak_bytes == hopper.cublas_bytes - plain.cublas_bytes
+    assert estimate(replace(ARXIV_SAGE, device="cpu"), Scheme("fp32")).cublas_bytes == 0
 
 
 workloads = st.builds(
@@ -224,7 +224,7 @@ def test_more_is_never_less(at: Workload, scheme: Scheme, wider: int, larger: in
 def test_kinds_sum_to_the_peak_and_all_that_is_kept_is_in_it(at: Workload, scheme: Scheme) -> None:
     found = estimate(at, scheme)
     assert found.transient_bytes >= 0
-    held = found.graph_bytes, found.parameter_bytes, found.optimizer_bytes, found.library_bytes, found.saved_bytes
+    held = found.graph_bytes, found.parameter_bytes, found.optimizer_bytes, found.cublas_bytes, found.saved_bytes
     assert sum(held) + found.transient_bytes == found.peak_bytes
     assert 0 <= found.saved_share < 1
 
@@ -254,7 +254,7 @@ def test_what_still_fits_against_brute_force(model: Any, device: Any, scheme: st
     def at_nodes(nodes: int) -> Estimate:
         return estimate(replace(at, graph=scaled(at.graph, nodes)), chosen)
 
-    budget = estimate(at, chosen).library_bytes + 900_000
+    budget = estimate(at, chosen).cublas_bytes + 900_000
     fitting = [hidden for hidden in range(1, 300) if at_width(hidden).peak_bytes <= budget]
     assert fitting == list(range(1, len(fitting) + 1))
     assert largest_hidden(at, chosen, budget) == len(fitting) < 299
@@ -333,5 +333,5 @@ def test_peak_on_a_gpu(model: Any, scheme: str, nodes: int, edges: int) -> None:
         trainer.evaluate()
     found = estimate(replace(workload(graph, recipe, "cuda"), hopper=hopper), Scheme.parse(scheme))
     # cuBLAS's workspaces of an earlier test stay.
-    measured = torch.cuda.max_memory_allocated() - max(before - found.library_bytes, 0)
+    measured = torch.cuda.max_memory_allocated() - max(before - found.cublas_bytes, 0)
     assert found.peak_bytes == pytest.approx(measured, rel=0.1)
