@@ -18,7 +18,7 @@ from actbench.analysis.fixed_weights import FixedWeights
 from actbench.analysis.gradient_noise import GradientNoise, measure_gradient_noise
 from actbench.analysis.untrusted import is_figure, printable
 from actbench.errors import OutputError, UsageError
-from actbench.graphs import Graph, load
+from actbench.graphs import load
 from actbench.meters import describe_environment
 from actbench.runs import Job
 from actbench.runs.job import description
@@ -71,7 +71,7 @@ def run_study(
         "kind": KIND,
         "study_version": STUDY_VERSION,
         **{k: v for k, v in description(base, describe_environment(device)).items() if k != "scheme"},
-        "graph": graph_record(graph),
+        "graph": graph.as_record(),
         "unusual": _unusual(base),
         "draws": draws,
         "rounding_draws": ROUNDING_DRAWS,
@@ -129,17 +129,6 @@ def _unusual(base: Job) -> dict[str, Any]:
     sampler = {} if base.recipe.sampler == "full" else {"sampler": base.recipe.sampler}
     named = ("layers", "hidden", "epochs", "source")
     return sampler | {key: value for key, value in recipe.items() if key not in named and value != own[key]}
-
-
-def graph_record(graph: Graph) -> dict[str, Any]:
-    """What a study says of its graph."""
-    return {
-        "nodes": graph.nodes,
-        "edges": graph.edges,
-        "features": graph.features,
-        "classes": graph.classes,
-        "synthetic": graph.synthetic,
-    }
 
 
 def is_study(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -16,14 +16,16 @@ from actbench.cli.options import (
     DEFAULT_DATA_DIR,
     BatchNorm,
     DataDir,
+    Device,
     Dropout,
     Format,
     Hidden,
     Layers,
     LearningRate,
     ModelName,
+    Quiet,
     SamplerName,
-    expand_home,
+    expand_given,
 )
 from actbench.cli.output import write_whole
 from actbench.compress import require_calls
@@ -41,10 +43,6 @@ DEFAULT_EPOCHS = 15
 DEFAULT_DRAWS = 8
 
 
-def _expanded(path: Path | None) -> Path | None:
-    return path and expand_home(path)
-
-
 def analyze(
     dataset: Annotated[str, typer.Option(help="A name from `actbench datasets` or a .npz file.")],
     model: ModelName = "sage",
@@ -60,19 +58,17 @@ def analyze(
     ] = DEFAULT_EPOCHS,
     draws: Annotated[int, typer.Option(min=LEAST_DRAWS, help="Gradients drawn of every scheme.")] = DEFAULT_DRAWS,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of weights and dropout masks.")] = 0,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a CUDA GPU if there is one.")
-    ] = "auto",
+    device: Device = "auto",
     format: Format = "table",
     lang: Annotated[Language, typer.Option(help="The language of tables and charts.")] = "en",
     output: Annotated[
         Path | None,
-        typer.Option(callback=_expanded, help="Write the JSON here too; `actbench report` takes it beside records."),
+        typer.Option(callback=expand_given, help="Write the JSON here too; `actbench report` takes it beside records."),
     ] = None,
     charts: Annotated[
-        Path | None, typer.Option(callback=_expanded, help="Also write charts, as PNG and SVG, into this folder.")
+        Path | None, typer.Option(callback=expand_given, help="Also write charts, as PNG and SVG, into this folder.")
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    quiet: Quiet = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
     layers: Layers = None,
     hidden: Hidden = None,

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from actbench.analysis import Settings, Verdict, check_records, read_settings
 from actbench.cli.baseline import read_existing
-from actbench.cli.options import expand_home
+from actbench.cli.options import expand_given, expand_home
 from actbench.cli.output import write_whole
 from actbench.errors import OutputError
 from actbench.report import github_annotations, junit_xml, open_stdout, step_summary, verdict_table
@@ -30,7 +30,7 @@ def check(
     config: Annotated[
         Path | None,
         typer.Option(
-            callback=lambda path: path and expand_home(path),
+            callback=expand_given,
             help="A TOML file with what is allowed, as in: [check] time = 0.10.",
             show_default="bytes 0.1 %, time 10 %, score 1 point, loss 0.5 %, peak 5 %",
         ),
@@ -39,7 +39,7 @@ def check(
     output: Annotated[
         Path | None,
         typer.Option(
-            callback=lambda path: path and expand_home(path),
+            callback=expand_given,
             help="Write it to this file; stdout gets the table.",
             show_default="stdout",
         ),

@@ -15,7 +15,7 @@ from actbench.analysis.estimate import (
     Workload,
     forecast,
 )
-from actbench.cli.options import Format, require_finite
+from actbench.cli.options import BatchNorm, Dropout, Format, ModelName, of_recipe
 from actbench.cli.sizes import read_size
 from actbench.compress import require_calls
 from actbench.errors import UsageError
@@ -48,23 +48,11 @@ def estimate(
         str | None,
         typer.Option(help="Instead of these: a name from `actbench datasets`, which is not loaded, or a .npz file."),
     ] = None,
-    model: Annotated[Literal["sage", "gcn", "gcnii", "gat"], typer.Option(help="The network.")] = "sage",
-    hidden: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST_HIDDEN, help="Width of the layers.", show_default="the recipe's")
-    ] = None,
-    layers: Annotated[
-        int | None, typer.Option(min=1, max=LARGEST_LAYERS, help="Convolutions.", show_default="the recipe's")
-    ] = None,
-    dropout: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=0.99, callback=require_finite, help="Dropout probability.", show_default="the recipe's"
-        ),
-    ] = None,
-    batch_norm: Annotated[
-        bool | None,
-        typer.Option("--batch-norm/--no-batch-norm", help="Batch norm.", show_default="the recipe's"),
-    ] = None,
+    model: ModelName = "sage",
+    hidden: Annotated[int | None, of_recipe("Width of the layers.", min=1, max=LARGEST_HIDDEN)] = None,
+    layers: Annotated[int | None, of_recipe("Convolutions.", min=1, max=LARGEST_LAYERS)] = None,
+    dropout: Dropout = None,
+    batch_norm: BatchNorm = None,
     scheme: Annotated[
         list[str] | None,
         typer.Option(help="What is kept for backward, again for each more; as in `run`.", show_default="all four"),

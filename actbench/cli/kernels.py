@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-from actbench.cli.options import Format, expand_home
+from actbench.cli.options import Format, Quiet, expand_given
 from actbench.cli.output import write_whole
 from actbench.errors import OutputError, UsageError
 from actbench.quant import nvrtc
@@ -40,11 +40,9 @@ def kernels(
         bool,
         typer.Option("--registers", help="Only compile the kernels for six architectures; needs no GPU."),
     ] = False,
-    output: Annotated[
-        Path | None, typer.Option(callback=lambda path: path and expand_home(path), help="Write the JSON here too.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(callback=expand_given, help="Write the JSON here too.")] = None,
     format: Format = "table",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check the quantizer's operations against the reference, then time them beside a copy and beside torch.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +21,16 @@ def require_finite(value: float | None) -> float | None:
     return value
 
 
+def expand_given(path: Path | None) -> Path | None:
+    """The same for an option that may be left out."""
+    return path and expand_home(path)
+
+
+def of_recipe(help: str, *names: str, **bounds: float) -> Any:
+    """A number or a switch that the recipe decides unless it is given; `names` are those of a switch."""
+    return typer.Option(*names, callback=require_finite, help=help, show_default="the recipe's", **bounds)  # type: ignore[arg-type]
+
+
 Format = Annotated[Literal["table", "json"], typer.Option(help="What stdout gets.")]
 DataDir = Annotated[
     Path,
@@ -35,19 +45,14 @@ SamplerName = Annotated[
     Literal["full", "saint", "cluster"],
     typer.Option(help="What a step trains on: the graph, GraphSAINT's random walks or Cluster-GCN's parts."),
 ]
-Layers = Annotated[int | None, typer.Option(min=1, help="Convolutions.", show_default="the recipe's")]
-Hidden = Annotated[int | None, typer.Option(min=1, help="Their width.", show_default="the recipe's")]
-Dropout = Annotated[
-    float | None,
-    typer.Option(min=0, max=0.99, callback=require_finite, help="Dropout probability.", show_default="the recipe's"),
-]
-BatchNorm = Annotated[
-    bool | None, typer.Option("--batch-norm/--no-batch-norm", help="Batch norm.", show_default="the recipe's")
-]
-LearningRate = Annotated[
-    float | None,
-    typer.Option(min=0, callback=require_finite, help="Adam's step size.", show_default="the recipe's"),
-]
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a CUDA GPU if there is one.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what --output holds already.")]
+Layers = Annotated[int | None, of_recipe("Convolutions.", min=1)]
+Hidden = Annotated[int | None, of_recipe("Their width.", min=1)]
+Dropout = Annotated[float | None, of_recipe("Dropout probability.", min=0, max=0.99)]
+BatchNorm = Annotated[bool | None, of_recipe("Batch norm.", "--batch-norm/--no-batch-norm")]
+LearningRate = Annotated[float | None, of_recipe("The optimizer's step size.", min=0)]
 
 DEFAULT_DATA_DIR = Path.home() / ".cache" / "actbench" / "data"
 INTERRUPTED = 130

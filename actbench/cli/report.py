@@ -11,7 +11,7 @@ from rich.console import Console
 
 from actbench.analysis import Comparison, compare, read_located, resolve_reference
 from actbench.analysis.study import is_study, read_study
-from actbench.cli.options import expand_home
+from actbench.cli.options import expand_given, expand_home
 from actbench.cli.output import write_whole
 from actbench.errors import OutputError, UsageError
 from actbench.report import formats, open_stderr, open_stdout
@@ -19,10 +19,6 @@ from actbench.report.phrases import Language, word
 from actbench.runs import RecordFile
 
 _FILE_COLUMNS = 160
-
-
-def _expanded(path: Path | None) -> Path | None:
-    return path and expand_home(path)
 
 
 def report(
@@ -38,10 +34,11 @@ def report(
         str | None, typer.Option(help="The scheme that others are compared with.", show_default="fp32")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(callback=_expanded, help="Write the report here instead of stdout.")
+        Path | None, typer.Option(callback=expand_given, help="Write the report here instead of stdout.")
     ] = None,
     charts: Annotated[
-        Path | None, typer.Option(callback=_expanded, help="Also write the charts, as PNG and SVG, into this folder.")
+        Path | None,
+        typer.Option(callback=expand_given, help="Also write the charts, as PNG and SVG, into this folder."),
     ] = None,
     across_machines: Annotated[
         bool, typer.Option("--across-machines", help="Let records of different machines share a table, labelled.")

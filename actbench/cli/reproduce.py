@@ -14,7 +14,7 @@ from actbench import graphs
 from actbench.analysis import Comparison, compare, compare_claims, read_located
 from actbench.cli.datasets import make_present, require_parts
 from actbench.cli.measuring import end, measure_grid
-from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, expand_home
+from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, Device, Fresh, Quiet, expand_given
 from actbench.errors import DataError
 from actbench.report import claims_table, formats, open_stderr, open_stdout
 from actbench.report.phrases import Language
@@ -33,21 +33,19 @@ def reproduce(
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of every line.", show_default="the paper's 10")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", show_default="the recipe's")] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a CUDA GPU if there is one.")
-    ] = "auto",
+    device: Device = "auto",
     output: Annotated[
         Path | None,
         typer.Option(
-            callback=lambda path: path and expand_home(path),
+            callback=expand_given,
             help="Records are appended to this file, and those in it are not measured again.",
             show_default="EXPERIMENT.jsonl",
         ),
     ] = None,
     format: Annotated[Literal["table", "json"], typer.Option(help="What stdout gets.")] = "table",
     lang: Annotated[Language, typer.Option(help="The language of the table.")] = "en",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what --output holds already.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    fresh: Fresh = False,
+    quiet: Quiet = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Measure a table of the papers line by line, and set their figures and claims beside ours.

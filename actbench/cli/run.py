@@ -11,7 +11,23 @@ import typer
 from actbench.analysis import summarise
 from actbench.cli.datasets import make_present, require_parts
 from actbench.cli.measuring import end, measure_grid
-from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, Format, expand_home, require_finite
+from actbench.cli.options import (
+    DEFAULT_DATA_DIR,
+    BatchNorm,
+    DataDir,
+    Device,
+    Dropout,
+    Format,
+    Fresh,
+    Hidden,
+    Layers,
+    LearningRate,
+    ModelName,
+    Quiet,
+    SamplerName,
+    expand_home,
+    of_recipe,
+)
 from actbench.compress import require_calls
 from actbench.models import operations
 from actbench.report import ledger_table, open_stderr, open_stdout, render_tables
@@ -29,11 +45,8 @@ def run(
         str | None,
         typer.Option(help="A name from `actbench datasets` or a .npz file.", show_default=DEFAULT_DATASET),
     ] = None,
-    model: Annotated[Literal["sage", "gcn", "gcnii", "gat"], typer.Option(help="The network.")] = "sage",
-    sampler: Annotated[
-        Literal["full", "saint", "cluster"],
-        typer.Option(help="What a step trains on: the graph, GraphSAINT's random walks or Cluster-GCN's parts."),
-    ] = "full",
+    model: ModelName = "sage",
+    sampler: SamplerName = "full",
     scheme: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,123 +62,50 @@ def run(
         int | None,
         typer.Option(min=1, help="Epochs.", show_default=f"the recipe's; {DEFAULT_EPOCHS} without --dataset"),
     ] = None,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a CUDA GPU if there is one.")
-    ] = "auto",
+    device: Device = "auto",
     output: Annotated[Path, typer.Option(callback=expand_home, help="Records are appended to this file.")] = Path(
         "actbench.jsonl"
     ),
     format: Format = "table",
     ledger: Annotated[bool, typer.Option("--ledger", help="Also print what is kept, tensor by tensor.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what --output holds already.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    fresh: Fresh = False,
+    quiet: Quiet = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
-    layers: Annotated[int | None, typer.Option(min=1, help="Convolutions.", show_default="the recipe's")] = None,
-    hidden: Annotated[int | None, typer.Option(min=1, help="Their width.", show_default="the recipe's")] = None,
-    dropout: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=0.99, callback=require_finite, help="Dropout probability.", show_default="the recipe's"
-        ),
-    ] = None,
-    batch_norm: Annotated[
-        bool | None,
-        typer.Option("--batch-norm/--no-batch-norm", help="Batch norm.", show_default="the recipe's"),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(min=0, callback=require_finite, help="The optimizer's step size.", show_default="the recipe's"),
-    ] = None,
-    weight_decay: Annotated[
-        float | None,
-        typer.Option(min=0, callback=require_finite, help="The optimizer's L2 penalty.", show_default="the recipe's"),
-    ] = None,
-    clip: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            callback=require_finite,
-            help="Bound of the gradient's norm; 0 for none.",
-            show_default="the recipe's",
-        ),
-    ] = None,
+    layers: Layers = None,
+    hidden: Hidden = None,
+    dropout: Dropout = None,
+    batch_norm: BatchNorm = None,
+    learning_rate: LearningRate = None,
+    weight_decay: Annotated[float | None, of_recipe("The optimizer's L2 penalty.", min=0)] = None,
+    clip: Annotated[float | None, of_recipe("Bound of the gradient's norm; 0 for none.", min=0)] = None,
     optimizer: Annotated[
         Literal["adam", "rmsprop"] | None, typer.Option(help="The optimizer.", show_default="the recipe's")
     ] = None,
-    input_dropout: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=0.99, callback=require_finite, help="Dropout of the features.", show_default="the recipe's"
-        ),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            callback=require_finite,
-            help="GCNII: share of the first layer in each.",
-            show_default="the recipe's",
-        ),
-    ] = None,
+    input_dropout: Annotated[float | None, of_recipe("Dropout of the features.", min=0, max=0.99)] = None,
+    alpha: Annotated[float | None, of_recipe("GCNII: share of the first layer in each.", min=0, max=1)] = None,
     theta: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1.7,
-            callback=require_finite,
-            help="GCNII: how far weights are from identity; 0 for no identity.",
-            show_default="the recipe's",
-        ),
+        float | None, of_recipe("GCNII: how far weights are from identity; 0 for no identity.", min=0, max=1.7)
     ] = None,
     residual: Annotated[
-        bool | None,
-        typer.Option(
-            "--residual/--no-residual", help="GCNII: add a layer's input to its output.", show_default="the recipe's"
-        ),
+        bool | None, of_recipe("GCNII: add a layer's input to its output.", "--residual/--no-residual")
     ] = None,
-    heads: Annotated[
-        int | None, typer.Option(min=1, help="GAT: heads of --hidden columns each.", show_default="the recipe's")
-    ] = None,
-    edge_dropout: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=0.99, callback=require_finite, help="GAT: share of edges left out.", show_default="the recipe's"
-        ),
-    ] = None,
+    heads: Annotated[int | None, of_recipe("GAT: heads of --hidden columns each.", min=1)] = None,
+    edge_dropout: Annotated[float | None, of_recipe("GAT: share of edges left out.", min=0, max=0.99)] = None,
     labels_as_input: Annotated[
         bool | None,
-        typer.Option(
+        of_recipe(
+            "Training labels beside the features, some hidden and predicted.",
             "--labels-as-input/--no-labels-as-input",
-            help="Training labels beside the features, some hidden and predicted.",
-            show_default="the recipe's",
         ),
     ] = None,
     mask_rate: Annotated[
-        float | None,
-        typer.Option(
-            min=0.01,
-            max=1,
-            callback=require_finite,
-            help="Share of the labels as input that is hidden.",
-            show_default="the recipe's",
-        ),
+        float | None, of_recipe("Share of the labels as input that is hidden.", min=0.01, max=1)
     ] = None,
-    roots: Annotated[
-        int | None, typer.Option(min=1, help="GraphSAINT: walks a step.", show_default="the recipe's")
-    ] = None,
-    walk_length: Annotated[
-        int | None, typer.Option(min=1, help="GraphSAINT: edges a walk.", show_default="the recipe's")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="GraphSAINT: steps an epoch.", show_default="the recipe's")
-    ] = None,
-    parts: Annotated[
-        int | None, typer.Option(min=1, help="Cluster-GCN: parts of the graph.", show_default="the recipe's")
-    ] = None,
-    parts_per_batch: Annotated[
-        int | None, typer.Option(min=1, help="Cluster-GCN: parts a step.", show_default="the recipe's")
-    ] = None,
+    roots: Annotated[int | None, of_recipe("GraphSAINT: walks a step.", min=1)] = None,
+    walk_length: Annotated[int | None, of_recipe("GraphSAINT: edges a walk.", min=1)] = None,
+    steps: Annotated[int | None, of_recipe("GraphSAINT: steps an epoch.", min=1)] = None,
+    parts: Annotated[int | None, of_recipe("Cluster-GCN: parts of the graph.", min=1)] = None,
+    parts_per_batch: Annotated[int | None, of_recipe("Cluster-GCN: parts a step.", min=1)] = None,
 ) -> None:
     """Train under several schemes and compare memory, time and score.
 

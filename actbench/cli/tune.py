@@ -18,6 +18,7 @@ from actbench.cli.options import (
     DEFAULT_DATA_DIR,
     BatchNorm,
     DataDir,
+    Device,
     Dropout,
     Hidden,
     Layers,
@@ -58,9 +59,7 @@ def tune(
     ] = 1,
     draws: Annotated[int, typer.Option(min=LEAST_DRAWS, help="Gradients drawn for every measured noise.")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Of weights and dropout masks.")] = 0,
-    device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a CUDA GPU if there is one.")
-    ] = "auto",
+    device: Device = "auto",
     format: Annotated[
         Literal["text", "json"], typer.Option(help="What stdout gets: the scheme's text, or all that was found.")
     ] = "text",

@@ -1,6 +1,7 @@
 """One graph with its features, labels and split, and the checks that every loader ends with."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,19 @@ class Graph:
     def features(self) -> int:
         """Number of features F of a node."""
         return self.x.size(1)
+
+    def as_record(self) -> dict[str, Any]:
+        """Its sizes, and whether it is synthetic, as JSON values."""
+        return {
+            "nodes": self.nodes,
+            "edges": self.edges,
+            "features": self.features,
+            "classes": self.classes,
+            "train_nodes": self.train.numel(),
+            "valid_nodes": self.valid.numel(),
+            "test_nodes": self.test.numel(),
+            "synthetic": self.synthetic,
+        }
 
 
 def split_at_random(nodes: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from actbench.compress import Compression, Ledger, compress, predict_saved_bytes, require_calls
-from actbench.graphs import Graph, load
+from actbench.graphs import load
 from actbench.meters import Clock, MemoryMeter, describe_environment
 from actbench.models import adjacency_entries, operations
 from actbench.runs.job import Job, description
@@ -82,7 +82,7 @@ def measure(job: Job, report: Callable[[dict[str, Any]], None]) -> Record:
 
 def _train(job: Job, device: torch.device, record: Record, report: Callable[[dict[str, Any]], None]) -> None:
     graph = load(job.dataset, Path(job.data_dir), job.seed)
-    record["graph"] = _graph_record(graph)
+    record["graph"] = graph.as_record()
     architecture = job.recipe.architecture
     entries = adjacency_entries(architecture.model, graph.edge_index, graph.nodes)
     trace = operations(architecture, graph.nodes, graph.features, graph.classes, entries)
@@ -181,19 +181,6 @@ def _write_peaks(memory: MemoryMeter, record: Record) -> None:
         record[field] = reading.value_bytes
         if reading.value_bytes is None:
             record["reasons"][field] = reading.reason
-
-
-def _graph_record(graph: Graph) -> dict[str, Any]:
-    return {
-        "nodes": graph.nodes,
-        "edges": graph.edges,
-        "features": graph.features,
-        "classes": graph.classes,
-        "train_nodes": graph.train.numel(),
-        "valid_nodes": graph.valid.numel(),
-        "test_nodes": graph.test.numel(),
-        "synthetic": graph.synthetic,
-    }
 
 
 def is_out_of_memory(error: Exception) -> bool:
