@@ -590,7 +590,7 @@ _CHECKS: Final[dict[str, Callable[[Any], bool]]] = {
     "scheme": lambda value: _is_text(value.get("name")),
     "recipe": lambda value: all(_is_count(value.get(field)) for field in ("layers", "hidden", "epochs")),
     "environment": _is_environment,
-    "graph": _or_none(lambda value: isinstance(value, dict)),
+    "graph": _or_none(lambda value: isinstance(value, dict) and _is_count(value.get("nodes", 0))),
     "metrics": _or_none(_are_metrics),
     "saved_bytes": _or_none(_is_count),
     "host_saved_bytes": _or_none(_is_count),

@@ -121,7 +121,7 @@ def _paper_notes(comparison: Comparison, devices: set[str]) -> Iterator[Sentence
     whole = find("ogbn-arxiv").nodes
     nodes = (comparison.graph or {}).get("nodes", whole)
     if nodes != whole:
-        yield Sentence("note.paper.scale", {"nodes": str(nodes), "whole": str(whole)})
+        yield Sentence("note.paper.scale", {"nodes": f"{nodes:,}", "whole": f"{whole:,}"})
     elif comparison.synthetic:
         yield Sentence("note.paper.twin")
     usual = recipe_for("ogbn-arxiv", "sage").epochs

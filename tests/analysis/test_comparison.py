@@ -240,6 +240,8 @@ def test_characters_that_steer_a_terminal_do_not_come_in(tmp_path: Path) -> None
         ("recipe", {}),
         ("environment", {"device": "cpu"}),
         ("scheme", {"name": 3}),
+        ("digest", 3),
+        ("graph", {"nodes": "many"}),
     ],
 )
 def test_a_record_that_cannot_be_read_is_named(tmp_path: Path, field: str, value: Any) -> None:
