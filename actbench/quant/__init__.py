@@ -11,10 +11,14 @@ from actbench.quant.packed import (
     scale_where,
     unpack_mask,
 )
+from actbench.quant.rectified import Dropped, RectifiedCodes, Rectifier
 
 __all__ = [
+    "Dropped",
     "Packing",
     "Projection",
+    "RectifiedCodes",
+    "Rectifier",
     "dequantize",
     "keep_where",
     "pack_mask",

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actbench.quant import loops
-from actbench.quant.layout import Layout, mask_bytes
+from actbench.quant import loops, rectified_loops
+from actbench.quant.layout import CODES_A_BYTE, Layout, RectifiedLayout, mask_bytes
 
 # Handing work to another thread takes as long as some ten thousand values take on this one.
 _VALUES_A_THREAD = 2**15
@@ -118,6 +118,129 @@ def projection(width: int, projected: int, seed: int, stream: int, dtype: torch.
     return signs[:, :projected].mul(projected**-0.5).to(dtype)
 
 
+def quantize_rectified(
+    x: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    seed: int,
+    stream: int,
+    broken: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rectified codes of contiguous `x`; see reference.py."""
+    values = _flat(x)
+    layout = RectifiedLayout(values.numel(), block_length, bits)
+    codes = torch.empty(layout.code_bytes, dtype=torch.uint8, device=_CPU)
+    scale = torch.empty(layout.blocks, dtype=torch.bfloat16, device=_CPU)
+    array, table = values.numpy(), _rectified_tables(levels)
+    noise = np.uint64(seed % 2**64), np.uint64(stream % 2**64)
+    places = codes.numpy(), scale.view(torch.uint16).numpy()
+    found = _share(
+        rectified_loops.quantize,
+        (array, array.view(np.int32), block_length, *table, CODES_A_BYTE[bits], *noise, *places),
+        layout.blocks,
+        40,
+        _VALUES_A_THREAD // block_length,
+    )
+    if broken is not None and any(found):
+        broken.fill_(1)
+    return codes, scale
+
+
+def dequantize_rectified(
+    codes: Tensor,
+    scale: Tensor,
+    numel: int,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    dtype: torch.dtype,
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """What `quantize_rectified` packed, and a dropout made of it, `dtype` [numel]; see reference.py."""
+    out = torch.empty(numel, dtype=torch.float32, device=_CPU)
+    _share(
+        rectified_loops.dequantize,
+        (*_rectified(codes, scale, block_length, bits, levels), *_dropped(mask, factor), out.numpy()),
+        numel,
+        1,
+        _VALUES_A_THREAD,
+    )
+    return out.to(dtype)
+
+
+def pass_rectified(
+    gradient: Tensor, codes: Tensor, bits: float, mask: Tensor | None = None, factor: float = 1.0
+) -> Tensor:
+    """Contiguous `gradient` through a ReLU, and the dropout after it; see reference.py."""
+    out = torch.empty_like(gradient, dtype=torch.float32)
+    _share(
+        rectified_loops.pass_where,
+        (_flat(gradient).numpy(), codes.numpy(), CODES_A_BYTE[bits], *_dropped(mask, factor), out.view(-1).numpy()),
+        gradient.numel(),
+        1,
+        _VALUES_A_THREAD,
+    )
+    return out.to(gradient.dtype)
+
+
+def norm_sums(
+    gradient: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """Σ g, Σ g ŷ, Σ ŷ and the count of positive ŷ by column, float64 [4, C]; see reference.py."""
+    rows, width = gradient.shape
+    parts = _share(
+        rectified_loops.norm_sums,
+        (
+            _flat(gradient).view(rows, width).numpy(),
+            *_rectified(codes, scale, block_length, bits, levels),
+            *_dropped(mask, factor),
+        ),
+        rows,
+        1,
+        _VALUES_A_THREAD // width,
+    )
+    return torch.from_numpy(np.sum(parts, axis=0))
+
+
+def norm_gradient(
+    gradient: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    coefficients: Tensor,
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """a g - b - c ŷ where ŷ is positive, d elsewhere, the gradient's dtype [N, C]; see reference.py."""
+    rows, width = gradient.shape
+    out = torch.empty(rows, width, dtype=torch.float32, device=_CPU)
+    _share(
+        rectified_loops.norm_gradient,
+        (
+            _flat(gradient).view(rows, width).numpy(),
+            *_rectified(codes, scale, block_length, bits, levels),
+            *_dropped(mask, factor),
+            coefficients.numpy(),
+            out.numpy(),
+        ),
+        rows,
+        1,
+        _VALUES_A_THREAD // width,
+    )
+    return out.to(gradient.dtype)
+
+
 def pack_positive(x: Tensor) -> Tensor:
     """Bits of ¬(x <= 0), lowest first: uint8 [⌈numel/8⌉]."""
     packed = torch.empty(mask_bytes(x.numel()), dtype=torch.uint8, device=_CPU)
@@ -169,6 +292,13 @@ def compile_loops() -> None:
     bits = pack_mask(x.to(torch.int32))
     keep_where(x, bits)
     scale_where(x, pack_positive(x), 2.0)
+    survived = pack_positive(x)
+    codes, scale = quantize_rectified(x, 8, 2, levels[:3], 0, 0)
+    dequantize_rectified(codes, scale, 64, 8, 2, levels[:3], x.dtype, survived)
+    pass_rectified(x, codes, 2, survived)
+    norm_sums(x, codes, scale, 8, 2, levels[:3], survived)
+    coefficients = torch.zeros(4, 8, dtype=torch.float32, device=_CPU)
+    norm_gradient(x, codes, scale, 8, 2, levels[:3], coefficients, survived)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -181,6 +311,26 @@ def _tables(levels: tuple[float, ...]) -> tuple[loops.Floats, loops.Floats, bool
     """Edges, inverse widths, and whether the levels are 0, 1, 2, …."""
     edges = np.array(levels, dtype=np.float32)
     return edges, np.float32(1) / np.diff(edges), levels == tuple(range(len(levels)))
+
+
+@lru_cache(maxsize=256)
+def _rectified_tables(levels: tuple[float, ...]) -> tuple[loops.Floats, loops.Floats, bool]:
+    """The value of every code in units of the scale, inverse widths, and whether the levels are 0, 1, 2, …."""
+    edges, inverse_widths, is_uniform = _tables(levels)
+    return np.concatenate((np.zeros(1, np.float32), edges)), inverse_widths, is_uniform
+
+
+def _rectified(
+    codes: Tensor, scale: Tensor, block_length: int, bits: float, levels: tuple[float, ...]
+) -> tuple[Any, ...]:
+    """What the loops take of packed rectified codes."""
+    table, _, is_uniform = _rectified_tables(levels)
+    return codes.numpy(), scale.view(torch.uint16).numpy(), block_length, table, is_uniform, CODES_A_BYTE[bits]
+
+
+def _dropped(mask: Tensor | None, factor: float) -> tuple[Any, ...]:
+    """What the loops take of a dropout's bits."""
+    return (np.empty(0, np.uint8) if mask is None else mask.numpy()), np.float32(factor)
 
 
 def _signs(width: int, projected: int, seed: int, stream: int) -> loops.Floats:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 METADATA_BYTES = 4
 """A block keeps its minimum and its scale, bfloat16 each."""
+SCALE_BYTES = 2
+"""A block of a rectified code keeps its scale alone: its minimum is 0."""
+TRIT_BITS = 1.6
+"""Bits of a code of three symbols, five to a byte."""
+CODES_A_BYTE = {1: 8, TRIT_BITS: 5, 2: 4, 4: 2, 8: 1}
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,33 @@ class Layout:
     def total_bytes(self) -> int:
         """Bytes of codes, minima and scales."""
         return self.code_bytes + METADATA_BYTES * self.blocks
+
+
+@dataclass(frozen=True)
+class RectifiedLayout:
+    """`numel` rectified codes of `bits` bits, 1.6 for a trit, in blocks of `block_length`, the last one maybe shorter.
+
+    Codes lie one after the other across block borders, lowest bits first; trits as digits of base 3, lowest first.
+    """
+
+    numel: int
+    block_length: int
+    bits: float
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.numel // self.block_length)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of the packed codes."""
+        return -(-self.numel // CODES_A_BYTE[self.bits])
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of codes and scales."""
+        return self.code_bytes + SCALE_BYTES * self.blocks
 
 
 def mask_bytes(numel: int) -> int:

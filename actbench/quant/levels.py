@@ -14,6 +14,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from actbench.quant.layout import TRIT_BITS
+
 Edges = npt.NDArray[np.float64]
 
 _STANDARD = NormalDist()
@@ -29,6 +31,13 @@ def level_table(name: str, bits: int, block_length: int) -> tuple[float, ...]:
     if name == "uniform" or top == 1 or block_length < _SHORTEST_NORMAL_BLOCK:
         return tuple(float(edge) for edge in range(top + 1))
     return tuple(float(edge) for edge in _minimise(top, clipped_normal_sigma(top, block_length)))
+
+
+@lru_cache(maxsize=256)
+def rectified_level_table(name: str, bits: float, block_length: int) -> tuple[float, ...]:
+    """The edges of a rectified code's levels: one symbol less than `bits` have, since code 0 is the mask."""
+    symbols = 3 if bits == TRIT_BITS else 2 ** int(bits)
+    return tuple(float(edge) for edge in range(symbols - 1))
 
 
 def clipped_normal_sigma(top: int, block_length: int) -> float:

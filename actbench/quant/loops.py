@@ -29,19 +29,19 @@ LANES = 16
 """float32 values in the widest vector registers."""
 
 
-def _compiled(function: _F, **options: Any) -> _F:
+def compiled(function: _F, **options: Any) -> _F:
     """Compiled at its first call, and kept on disk where there is a place for it."""
-    compiled: _F
+    dispatcher: _F
     try:
-        compiled = njit(nogil=True, cache=True, error_model="numpy", **options)(function)
+        dispatcher = njit(nogil=True, cache=True, error_model="numpy", **options)(function)
     except RuntimeError:
-        compiled = njit(nogil=True, error_model="numpy", **options)(function)
-    return compiled
+        dispatcher = njit(nogil=True, error_model="numpy", **options)(function)
+    return dispatcher
 
 
 def _contracted(function: _F) -> _F:
-    """As `_compiled`, free to fuse a product with a sum."""
-    return _compiled(function, fastmath={"contract"})
+    """As `compiled`, free to fuse a product with a sum."""
+    return compiled(function, fastmath={"contract"})
 
 
 _WORD = np.uint64(0xFFFFFFFF)
@@ -63,7 +63,7 @@ _ONE = np.float32(1)
 _TWO = np.float32(2)
 
 
-@_compiled
+@compiled
 def fill_words(seed: Any, stream: Any, first_group: int, words: Words) -> None:
     """Philox 4x32-10 (see philox.py): groups `first_group`, … of a stream, 4 words each."""
     stream_low, stream_high = np.uint32(stream & _WORD), np.uint32(stream >> _HALF)
@@ -81,7 +81,7 @@ def fill_words(seed: Any, stream: Any, first_group: int, words: Words) -> None:
         words[4 * group + 2], words[4 * group + 3] = c, d
 
 
-@_compiled
+@compiled
 def fill_signs(seed: Any, stream: Any, width: int, projected: int, signs: Floats) -> None:
     """Signs ±1 of the projection [width, projected] into the left part of `signs` [width, …]; the rest stays."""
     words = np.empty(1024, np.uint32)
@@ -92,7 +92,7 @@ def fill_signs(seed: Any, stream: Any, width: int, projected: int, signs: Floats
             signs[i // projected, i % projected] = -_ONE if bit else _ONE
 
 
-@_compiled
+@compiled
 def quantize(
     values: Floats,
     patterns: Integers,
@@ -136,7 +136,7 @@ def quantize(
     return found
 
 
-@_compiled
+@compiled
 def _find_range(patterns: Integers, block: int, block_length: int, top: int) -> tuple[Any, Any]:
     """The block's minimum rounded down and its scale rounded up, as bits of bfloat16; NaN both if it is broken."""
     lowest, highest = _HIGHEST_KEY, ~_HIGHEST_KEY
@@ -153,36 +153,37 @@ def _find_range(patterns: Integers, block: int, block_length: int, top: int) -> 
     if rounded & 0x7FFFFFFF < _SMALLEST_NORMAL:
         rounded = np.int32(0)
     span = _as_float(high) - _as_float(rounded)
-    step = np.int32(_as_pattern(span / np.float32(top)) + 0xFFFF & -0x10000)
+    step = np.int32(as_pattern(span / np.float32(top)) + 0xFFFF & -0x10000)
     if span < _SMALLEST_RANGE:
         step = np.int32(0)
-    if not (_is_finite(low) and _is_finite(_as_pattern(span)) and _is_finite(step)):
+    if not (_is_finite(low) and _is_finite(as_pattern(span)) and _is_finite(step)):
         return _NAN, _NAN
     return np.uint16(np.uint32(rounded) >> 16), np.uint16(np.uint32(step) >> 16)
 
 
-@_compiled
+@compiled
 def _is_finite(pattern: Any) -> Any:
     return pattern & _FINITE_END != _FINITE_END
 
 
-@_compiled
-def _widen(half: int) -> Any:
+@compiled
+def widen(half: int) -> Any:
     """The float32 of a bfloat16's bits."""
     return _as_float(np.int32(np.uint32(half) << np.uint32(16)))
 
 
-@_compiled
+@compiled
 def _as_float(pattern: Any) -> Any:
     return np.int32(pattern).view(np.float32)
 
 
-@_compiled
-def _as_pattern(value: Any) -> Any:
+@compiled
+def as_pattern(value: Any) -> Any:
+    """The bits of a float32, as int32."""
     return np.float32(value).view(np.int32)
 
 
-@_compiled
+@compiled
 def _round_block(
     values: Floats, words: Words, low: Any, inverse: Any, edges: Floats, inverse_widths: Floats, codes: Bytes
 ) -> None:
@@ -197,7 +198,7 @@ def _round_block(
         codes[i] = np.uint8(np.int32(lower + up))
 
 
-@_compiled
+@compiled
 def _round_block_on_four(
     values: Floats, words: Words, low: Any, inverse: Any, edges: Floats, inverse_widths: Floats, codes: Bytes
 ) -> None:
@@ -217,7 +218,7 @@ def _round_block_on_four(
         codes[i] = np.uint8(np.int32(lower + up))
 
 
-@_compiled
+@compiled
 def _round_block_on_any(
     values: Floats, words: Words, low: Any, inverse: Any, edges: Floats, inverse_widths: Floats, codes: Bytes
 ) -> None:
@@ -239,7 +240,7 @@ def _round_block_on_any(
         codes[i] = np.uint8(lower + up)
 
 
-@_compiled
+@compiled
 def _encode(
     values: Floats,
     block_length: int,
@@ -271,8 +272,8 @@ def _encode(
             if step == _NAN:
                 code[here] = 0
             else:
-                low = _widen(minimum[block])
-                inverse = _ONE / _widen(step) if step else _ZERO
+                low = widen(minimum[block])
+                inverse = _ONE / widen(step) if step else _ZERO
                 if is_uniform:
                     _round_block(values[at:end], words[here], low, inverse, edges, inverse_widths, code[here])
                 elif bits == 2:
@@ -282,11 +283,11 @@ def _encode(
             at = end
             block += 1
         code[stop - start : (stop - start + 7) // 8 * 8] = 0
-        _pack(code, bits, codes[start * bits // 8 : (stop * bits + 7) // 8])
+        pack(code, bits, codes[start * bits // 8 : (stop * bits + 7) // 8])
 
 
-@_compiled
-def _pack(code: Bytes, bits: int, packed: Bytes) -> None:
+@compiled
+def pack(code: Bytes, bits: int, packed: Bytes) -> None:
     """Codes of a byte each to `bits` bits each, lowest first."""
     if bits == 8:
         packed[:] = code[: packed.size]
@@ -304,9 +305,9 @@ def _pack(code: Bytes, bits: int, packed: Bytes) -> None:
             packed[i] = low | high << 4
 
 
-@_compiled
-def _unpack(packed: Bytes, bits: int, code: Bytes) -> None:
-    """What `_pack` packed; writes whole bytes' worth of codes."""
+@compiled
+def unpack(packed: Bytes, bits: int, code: Bytes) -> None:
+    """What `pack` packed; writes whole bytes' worth of codes."""
     if bits == 8:
         code[: packed.size] = packed
     elif bits == 4:
@@ -325,7 +326,7 @@ def _unpack(packed: Bytes, bits: int, code: Bytes) -> None:
             code[at + 6], code[at + 7] = byte >> 6 & 1, byte >> 7
 
 
-@_compiled
+@compiled
 def dequantize(
     codes: Bytes,
     minimum: Halves,
@@ -342,12 +343,12 @@ def dequantize(
     code = np.empty(PIECE, np.uint8)
     for start in range(first, last, PIECE):
         stop = min(start + PIECE, last)
-        _unpack(codes[start * bits // 8 : (stop * bits + 7) // 8], bits, code)
+        unpack(codes[start * bits // 8 : (stop * bits + 7) // 8], bits, code)
         block = start // block_length
         at = start
         while at < stop:
             end = min((block + 1) * block_length, stop)
-            low, step = _widen(minimum[block]), _widen(scale[block])
+            low, step = widen(minimum[block]), widen(scale[block])
             # Slices, since an index that could be negative costs a loop its vector form.
             here, result = code[at - start : end - start], out[at:end]
             if is_uniform:
@@ -393,7 +394,7 @@ def signed_product(x: Floats, signs: Floats, factor: Any, out: Floats, first_row
                 out[start + i, r] = sums[i, r] * factor
 
 
-@_compiled
+@compiled
 def pack_positive(values: Floats, packed: Bytes, first_byte: int, last_byte: int) -> None:
     """Bits of ¬(value <= 0), lowest first, into bytes `first_byte` … `last_byte - 1`."""
     code = np.empty(PIECE, np.uint8)
@@ -403,10 +404,10 @@ def pack_positive(values: Floats, packed: Bytes, first_byte: int, last_byte: int
         for i in range(here.size):
             code[i] = 0 if here[i] <= _ZERO else 1
         code[here.size : 8 * (stop - start)] = 0
-        _pack(code, 1, packed[start:stop])
+        pack(code, 1, packed[start:stop])
 
 
-@_compiled
+@compiled
 def pack_mask(mask: Integers | Bytes, packed: Bytes, first_byte: int, last_byte: int) -> None:
     """Bits of mask != 0, as `pack_positive` packs them."""
     code = np.empty(PIECE, np.uint8)
@@ -416,39 +417,39 @@ def pack_mask(mask: Integers | Bytes, packed: Bytes, first_byte: int, last_byte:
         for i in range(here.size):
             code[i] = 1 if here[i] else 0
         code[here.size : 8 * (stop - start)] = 0
-        _pack(code, 1, packed[start:stop])
+        pack(code, 1, packed[start:stop])
 
 
-@_compiled
+@compiled
 def unpack_mask(packed: Bytes, mask: Bytes, first_byte: int, last_byte: int) -> None:
     """Bits of bytes `first_byte` … `last_byte - 1` as a byte each."""
     code = np.empty(PIECE, np.uint8)
     for start in range(first_byte, last_byte, PIECE // 8):
         stop = min(start + PIECE // 8, last_byte)
-        _unpack(packed[start:stop], 1, code)
+        unpack(packed[start:stop], 1, code)
         here = mask[8 * start : 8 * stop]
         here[:] = code[: here.size]
 
 
-@_compiled
+@compiled
 def keep_where(patterns: Integers, packed: Bytes, out: Integers, first_byte: int, last_byte: int) -> None:
     """Values where their bit is set and 0 elsewhere, for bytes `first_byte` … `last_byte - 1` of the bits."""
     code = np.empty(PIECE, np.uint8)
     for start in range(first_byte, last_byte, PIECE // 8):
         stop = min(start + PIECE // 8, last_byte)
-        _unpack(packed[start:stop], 1, code)
+        unpack(packed[start:stop], 1, code)
         here, result = patterns[8 * start : 8 * stop], out[8 * start : 8 * stop]
         for i in range(here.size):
             result[i] = here[i] & -np.int32(code[i])
 
 
-@_compiled
+@compiled
 def scale_where(values: Floats, packed: Bytes, factor: Any, out: Floats, first_byte: int, last_byte: int) -> None:
     """Values times `factor` where their bit is set and times 0 elsewhere, as `keep_where`."""
     code = np.empty(PIECE, np.uint8)
     for start in range(first_byte, last_byte, PIECE // 8):
         stop = min(start + PIECE // 8, last_byte)
-        _unpack(packed[start:stop], 1, code)
+        unpack(packed[start:stop], 1, code)
         here, result = values[8 * start : 8 * stop], out[8 * start : 8 * stop]
         for i in range(here.size):
             result[i] = here[i] * (factor if code[i] else _ZERO)

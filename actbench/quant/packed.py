@@ -54,7 +54,7 @@ class Projection:
 
     def matrix(self, like: Tensor) -> Tensor:
         """P in `like`'s dtype and on its device."""
-        matrix: Tensor = _backend(like).projection(
+        matrix: Tensor = backend(like).projection(
             self.width, self.projected, self.seed, self.stream, like.dtype, like.device
         )
         return matrix
@@ -76,9 +76,9 @@ def quantize(
     x, rest = x.contiguous(), (packing.block_length, packing.bits, packing.levels)
     packed: Packed
     if projection is None:
-        packed = _backend(x).quantize(x, *rest, seed, stream, broken)
+        packed = backend(x).quantize(x, *rest, seed, stream, broken)
     else:
-        packed = _backend(x).project_quantize(
+        packed = backend(x).project_quantize(
             x, projection.projected, *rest, projection.seed, projection.stream, stream, broken
         )
     return packed
@@ -88,9 +88,9 @@ def dequantize(packed: Packed, packing: Packing, projection: Projection | None =
     """An unbiased estimate of what was packed, in its shape and dtype; with `projection`, of x [rows, width]."""
     rest = packing.block_length, packing.bits, packing.levels, packing.dtype
     if projection is None:
-        values: Tensor = _backend(packed[0]).dequantize(*packed, packing.shape.numel(), *rest)
+        values: Tensor = backend(packed[0]).dequantize(*packed, packing.shape.numel(), *rest)
         return values.view(packing.shape)
-    estimate: Tensor = _backend(packed[0]).dequantize_unproject(
+    estimate: Tensor = backend(packed[0]).dequantize_unproject(
         *packed, packing.shape[0], projection.width, projection.projected, *rest, projection.seed, projection.stream
     )
     return estimate
@@ -98,35 +98,36 @@ def dequantize(packed: Packed, packing: Packing, projection: Projection | None =
 
 def pack_positive(x: Tensor) -> Tensor:
     """Where `x` is not at or below 0, as bits: uint8 [⌈numel/8⌉]."""
-    packed: Tensor = _backend(x).pack_positive(x.contiguous())
+    packed: Tensor = backend(x).pack_positive(x.contiguous())
     return packed
 
 
 def pack_mask(mask: Tensor) -> Tensor:
     """A boolean tensor (on a CPU also int32, for != 0) as bits: uint8 [⌈numel/8⌉]."""
-    packed: Tensor = _backend(mask).pack_mask(mask.contiguous())
+    packed: Tensor = backend(mask).pack_mask(mask.contiguous())
     return packed
 
 
 def unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
     """The boolean tensor of `shape` that `pack_mask` packed."""
-    mask: Tensor = _backend(packed).unpack_mask(packed, shape.numel())
+    mask: Tensor = backend(packed).unpack_mask(packed, shape.numel())
     return mask.view(shape)
 
 
 def keep_where(values: Tensor, packed: Tensor) -> Tensor:
     """`values` where their bit in `packed` is set, 0 elsewhere."""
-    kept: Tensor = _backend(values).keep_where(values.contiguous(), packed)
+    kept: Tensor = backend(values).keep_where(values.contiguous(), packed)
     return kept
 
 
 def scale_where(values: Tensor, packed: Tensor, factor: float) -> Tensor:
     """`values` times `factor` where their bit in `packed` is set, times 0 elsewhere."""
-    scaled: Tensor = _backend(values).scale_where(values.contiguous(), packed, factor)
+    scaled: Tensor = backend(values).scale_where(values.contiguous(), packed, factor)
     return scaled
 
 
-def _backend(tensor: Tensor) -> Any:
+def backend(tensor: Tensor) -> Any:
+    """The module whose functions work on tensors of `tensor`'s device."""
     if not tensor.is_cuda:
         return cpu
     from actbench.quant import cuda

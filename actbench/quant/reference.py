@@ -9,6 +9,10 @@ A block with a NaN, an infinity or a range beyond float32 is broken: it has NaN 
 NaN, and sets `broken`, an int32 [1] in host memory (pinned for a GPU, whose kernels write to it), where one is given.
 A block whose range is below 2**-80 counts as constant.
 
+A rectified code is one of a ReLU's output: 0 where it is not above 0, else 1 + the code of stochastic rounding onto a
+level table e_0 = 0 … e_B = B whose scale is s = max / B, rounded to bfloat16 upwards; it reads as 0 or e_(code - 1)·s.
+The mask is exact and the value unbiased. A block with a NaN or the infinity above is broken: its scale is NaN.
+
 A projection multiplies by signs alone, whose products are exact; its sums are float32 sums in the order of the summed
 dimension, so that they too are the same everywhere, and are then multiplied by the float32 of 1/√R.
 """
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor
 
 from actbench.quant import philox
+from actbench.quant.layout import TRIT_BITS
 
 _CHUNK_ELEMENTS = 2**20
 _SMALLEST_RANGE = 2.0**-80
@@ -117,6 +122,118 @@ def dequantize_unproject(
     return _signed_product(u.view(rows, projected), signs.t(), projected).to(dtype)
 
 
+def quantize_rectified(
+    x: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    seed: int,
+    stream: int,
+    broken: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rectified codes of contiguous `x` (float32, float16 or bfloat16, any shape), a ReLU's input or output.
+
+    Returns packed codes uint8 [⌈numel·bits/8⌉] and the blocks' scales, bfloat16 [blocks].
+    """
+    values = x.reshape(-1)
+    edges, inverse_widths = _tables(levels, x.device)
+    # Whole multiples of 40 blocks start on a byte, of trits too, and on a Philox group.
+    rows = max(_CHUNK_ELEMENTS // block_length // 40 * 40, 40)
+    parts = [
+        _rectify_chunk(chunk, start * rows * block_length, block_length, bits, edges, inverse_widths, seed, stream)
+        for start, chunk in enumerate(values.split(rows * block_length))
+    ]
+    codes, scale = (torch.cat(part) for part in zip(*parts, strict=True))
+    if broken is not None and scale.isnan().any():
+        broken.fill_(1)
+    return codes, scale
+
+
+def dequantize_rectified(
+    codes: Tensor,
+    scale: Tensor,
+    numel: int,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    dtype: torch.dtype,
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """The values that `quantize_rectified` packed, `dtype` [numel]: the estimate of a ReLU's output.
+
+    With `mask`, bits of a dropout that came after, that of the dropout's output: times the float32 of `factor` where
+    its bit is set, 0 elsewhere.
+    """
+    edges, _ = _tables((0.0, *levels), codes.device)
+    code = _unpack_codes(codes, bits)[:numel].to(torch.int64)
+    values = edges[code] * scale.to(torch.float32).repeat_interleave(block_length)[:numel]
+    if mask is not None:
+        values = torch.where(unpack_mask(mask, numel), values * torch.tensor(factor, dtype=torch.float32), 0)
+    return values.to(dtype)
+
+
+def pass_rectified(
+    gradient: Tensor, codes: Tensor, bits: float, mask: Tensor | None = None, factor: float = 1.0
+) -> Tensor:
+    """Contiguous `gradient` by a ReLU's output, or by that of the dropout after it, as gradient by the ReLU's input.
+
+    Exact: times the float32 of `factor` where the code is not 0 and, with `mask`, its bit is set; 0 elsewhere.
+    """
+    numel = gradient.numel()
+    passed = _unpack_codes(codes, bits)[:numel] != 0
+    if mask is not None:
+        passed &= unpack_mask(mask, numel)
+    scaled = gradient.to(torch.float32) * torch.tensor(factor, dtype=torch.float32)
+    return torch.where(passed.view(gradient.shape), scaled, 0).to(gradient.dtype)
+
+
+def norm_sums(
+    gradient: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """What batch norm's backward needs of every column, float64 [4, C]: Σ g, Σ g ŷ, Σ ŷ and how many ŷ are positive.
+
+    `gradient` [N, C] is as in `pass_rectified`, g what that makes of it, ŷ the estimate of the ReLU's output. Each
+    product is a float32; the order of the sums is free.
+    """
+    numel = gradient.numel()
+    g = pass_rectified(gradient.to(torch.float32), codes, bits, mask, factor)
+    y = dequantize_rectified(codes, scale, numel, block_length, bits, levels, torch.float32).view(g.shape)
+    positive = (_unpack_codes(codes, bits)[:numel] != 0).view(g.shape)
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in (g, g * y, y, positive)])
+
+
+def norm_gradient(
+    gradient: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    coefficients: Tensor,
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """Gradient by a batch norm's input, the gradient's dtype [N, C]: of `gradient` and the codes as in `norm_sums`.
+
+    `coefficients` are float32 [4, C], a, b, c, d: a g - b - c ŷ where ŷ is positive and d elsewhere, each operation one
+    float32 rounding.
+    """
+    a, b, c, d = coefficients
+    numel = gradient.numel()
+    g = pass_rectified(gradient.to(torch.float32), codes, bits, mask, factor)
+    y = dequantize_rectified(codes, scale, numel, block_length, bits, levels, torch.float32).view(g.shape)
+    positive = (_unpack_codes(codes, bits)[:numel] != 0).view(g.shape)
+    return torch.where(positive, a * g - b - c * y, d).to(gradient.dtype)
+
+
 def pack_positive(x: Tensor) -> Tensor:
     """Bits of ¬(x <= 0), lowest first: uint8 [⌈numel/8⌉]; a NaN's bit is set."""
     return pack_mask(~(x <= 0))
@@ -199,6 +316,35 @@ def _quantize_chunk(
     return codes, _to_bfloat16(minimum), _to_bfloat16(scale)
 
 
+def _rectify_chunk(
+    values: Tensor,
+    first: int,
+    block_length: int,
+    bits: float,
+    edges: Tensor,
+    inverse_widths: Tensor,
+    seed: int,
+    stream: int,
+) -> tuple[Tensor, Tensor]:
+    numel, top = values.numel(), edges.numel() - 1
+    if numel == 0:
+        return values.new_empty(0, dtype=torch.uint8), values.new_empty(0, dtype=torch.bfloat16)
+    grid = _in_blocks(values.to(torch.float32), block_length)
+    high = grid.amax(dim=1, keepdim=True).clamp_min(0)
+    step = high / top
+    scale = (step.contiguous().view(torch.int32) + 0xFFFF & -0x10000).view(torch.float32)
+    scale = torch.where(high < _SMALLEST_RANGE, 0.0, scale)
+    scale = torch.where(torch.isfinite(high) & torch.isfinite(scale), scale, torch.nan)
+    inverse_scale = torch.where(scale > 0, 1 / scale, 0)
+    t = (grid * inverse_scale).clamp_(0, top).nan_to_num_(0).view(-1)[:numel]
+    lower = torch.bucketize(t, edges[1:-1], right=True)
+    t = t.sub_(edges[lower]).mul_(inverse_widths[lower])
+    up = philox.uniform(seed, stream, first, numel, values.device) < t
+    positive = (values > 0) & ~scale.isnan().expand_as(grid).reshape(-1)[:numel]
+    codes = torch.where(positive, lower.add_(up).add_(1), 0).to(torch.uint8)
+    return _pack_codes(codes, bits), _to_bfloat16(scale)
+
+
 def _round_range(low: Tensor, high: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """float32 minimum and scale that are bfloat16 numbers and enclose [low, high]."""
     bits = low.contiguous().view(torch.int32)
@@ -238,3 +384,19 @@ def _unpack_bits(packed: Tensor, bits: int) -> Tensor:
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     codes: Tensor = packed.unsqueeze(1) >> shifts
     return codes.bitwise_and_(2**bits - 1).view(-1)
+
+
+def _pack_codes(codes: Tensor, bits: float) -> Tensor:
+    """As `_pack_bits`; trits as digits of base 3."""
+    if bits != TRIT_BITS:
+        return _pack_bits(codes, int(bits))
+    digits = torch.cat((codes, codes.new_zeros(-codes.numel() % 5))).view(-1, 5)
+    packed: Tensor = (digits * digits.new_tensor([1, 3, 9, 27, 81])).sum(1, dtype=torch.uint8)
+    return packed
+
+
+def _unpack_codes(packed: Tensor, bits: float) -> Tensor:
+    if bits != TRIT_BITS:
+        return _unpack_bits(packed, int(bits))
+    digits = packed.unsqueeze(1) // packed.new_tensor([1, 3, 9, 27, 81]) % 3
+    return digits.view(-1)

@@ -1,0 +1,110 @@
+"""Rectified codes under a scheme, on the backend of their device: one code for a ReLU's mask and its output's value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from actbench.quant.layout import RectifiedLayout
+from actbench.quant.levels import rectified_level_table
+from actbench.quant.packed import backend
+from actbench.scheme import Scheme
+
+RectifiedCodes = tuple[Tensor, Tensor]
+"""Packed codes uint8 [⌈numel·bits/8⌉] and scales bfloat16 [blocks]."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A dropout that came after a ReLU: bits of what survived, uint8 [⌈numel/8⌉], and the `factor` that scaled it."""
+
+    mask: Tensor
+    factor: float
+
+
+@dataclass(frozen=True)
+class Rectifier:
+    """How the codes of one ReLU [rows, width] are packed and read; the codes themselves are not part of it."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    bits: float
+    block_length: int
+    levels: tuple[float, ...]
+
+    @staticmethod
+    def of(shape: torch.Size, dtype: torch.dtype, scheme: Scheme) -> Rectifier:
+        """How `scheme` packs a ReLU of this shape; its rows are its last dimension."""
+        if scheme.bits is None:
+            raise ValueError("fp32 packs nothing")
+        length = scheme.block.length(max(shape[-1], 1) if shape else 1)
+        # No block is longer than the tensor, so the levels are those of the block's own length.
+        length = max(min(length, shape.numel()), 1)
+        table = rectified_level_table(scheme.levels, scheme.bits, length)
+        return Rectifier(shape, dtype, scheme.bits, length, table)
+
+    @property
+    def layout(self) -> RectifiedLayout:
+        """The bytes that the codes take."""
+        return RectifiedLayout(self.shape.numel(), self.block_length, self.bits)
+
+    def quantize(self, x: Tensor, seed: int, stream: int, broken: Tensor | None = None) -> RectifiedCodes:
+        """Codes of `x`, the ReLU's input or output, with rounding noise of (seed, stream); `broken` as in `quantize`.
+
+        A block is broken by a NaN or the infinity above.
+        """
+        codes: RectifiedCodes = backend(x).quantize_rectified(
+            x.contiguous(), self.block_length, self.bits, self.levels, seed, stream, broken
+        )
+        return codes
+
+    def dequantize(self, codes: RectifiedCodes, dropped: Dropped | None = None) -> Tensor:
+        """An unbiased estimate of the ReLU's output, or of the dropout's after it, in its shape and dtype."""
+        numel, rest = self.shape.numel(), (self.block_length, self.bits, self.levels)
+        values: Tensor = backend(codes[0]).dequantize_rectified(*codes, numel, *rest, self.dtype, *_last(dropped))
+        return values.view(self.shape)
+
+    def passed(self, gradient: Tensor, codes: RectifiedCodes, dropped: Dropped | None = None) -> Tensor:
+        """The gradient by the ReLU's input of that by its output, or by the dropout's after it: exact."""
+        passed: Tensor = backend(gradient).pass_rectified(gradient.contiguous(), codes[0], self.bits, *_last(dropped))
+        return passed
+
+    def norm_backward(
+        self,
+        gradient: Tensor,
+        codes: RectifiedCodes,
+        dropped: Dropped | None,
+        weight: Tensor,
+        bias: Tensor,
+        inverse_std: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Backward of batch norm, y = γ x̂ + β, ReLU and dropout at once; weight γ, bias β and inverse_std are [C].
+
+        `gradient` [N, C] is by the ReLU's output or, with `dropped`, by the dropout's. Returns gradients by batch
+        norm's input, γ and β, from the ReLU's codes alone. Where y > 0 the code has an unbiased estimate of x̂; elsewhere x̂
+        is taken for the mean that makes the column's sum 0, as it is. That touches one term alone, x̂ Σ g x̂ / N, since
+        no gradient comes from there: γ's and β's gradients are unbiased, the input's has a bias of
+        (x̂ - x̄) γ Σ g x̂ / (N σ) where y <= 0.
+        """
+        rows = self.shape[0]
+        rest = (*codes, self.block_length, self.bits, self.levels)
+        gradient = gradient.contiguous()
+        tail = _last(dropped)
+        sums = backend(gradient).norm_sums(gradient, *rest, *tail)
+        γ, β, inverse = weight.double(), bias.double(), inverse_std.double()
+        sum_g, sum_gy, sum_y, positive = sums
+        # Σ g x̂, and 0 for a channel of γ = 0, of whose x̂ y knows nothing.
+        sum_gx = torch.where(γ == 0, 0, (sum_gy - β * sum_g) / γ)
+        beyond = rows - positive
+        mean_below = β - torch.where(beyond > 0, (sum_y - positive * β) / beyond.clamp_min(1), 0)
+        slope = torch.where(γ == 0, 0, inverse * sum_gx / rows)
+        offset = γ * inverse * sum_g / rows - slope * β
+        coefficients = torch.stack((γ * inverse, offset, slope, -(offset + slope * mean_below))).float()
+        by_x: Tensor = backend(gradient).norm_gradient(gradient, *rest, coefficients, *tail)
+        return by_x, sum_gx.to(weight.dtype), sum_g.to(bias.dtype)
+
+
+def _last(dropped: Dropped | None) -> tuple[Tensor | None, float]:
+    return (None, 1.0) if dropped is None else (dropped.mask, dropped.factor)
