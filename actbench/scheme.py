@@ -10,11 +10,20 @@ from typing import Any, Final
 from actbench.errors import SchemeError
 
 LEVELS: Final = ("uniform", "clipped-normal")
+TRIT_BITS: Final = 1.6
+"""Bits of a code of three symbols, five to a byte."""
 DROPOUTS: Final = ("bit", "seed")
 BITS: Final = (1, 2, 4, 8)
+RECTIFIED_BITS: Final = (TRIT_BITS, 2, 4, 8)
+"""A rectified code has a symbol for the mask and at least two for the values."""
 UNQUANTIZED: Final = ("fp32", "bf16", "checkpoint", "offload")
 """Schemes without bits and options: their names say all."""
-NAMES: Final = ("fp32", "exact", "blockwise", "blockwise-vm", "int8", "int4", "bf16", "checkpoint", "offload")
+NAMES: Final = (
+    "fp32", "exact", "blockwise", "blockwise-vm", "derived", "derived-lean", "derived-fine",
+    "int8", "int4", "bf16", "checkpoint", "offload",
+)  # fmt: skip
+DERIVED: Final = ("derived", "derived-lean", "derived-fine")
+"""Schemes that keep each activation once and derive from it whatever else backward asks."""
 UNTOUCHED: Final = 32
 """The bits of a call that keeps its input as it is, among calls that quantize theirs."""
 PROJECTED: Final = ("linear", "matmul", "mm", "addmm")
@@ -107,13 +116,14 @@ class Scheme:
 
     `name` is one of `NAMES`. `bits` is None where nothing is quantized; `name` then says all, and the other fields mean
     nothing. `projection` is the projection ratio D/R of linear inputs (1: none), `block` the quantization block,
-    `levels` the name of the level table. `dropout` says how a dropout's mask is kept: a "bit" an element, or the "seed"
-    that it is drawn from again where that is smaller. `overrides` are of single calls; those that change nothing are
-    dropped. `str(scheme)` gives the text that `Scheme.parse` reads.
+    `levels` the name of the level table. Those of `DERIVED` take 1.6 bits too, project nothing and have no overrides.
+    `dropout` says how a dropout's mask is kept: a "bit" an element, or the "seed" that it is drawn from again where
+    that is smaller. `overrides` are of single calls; those that change nothing are dropped. `str(scheme)` gives the
+    text that `Scheme.parse` reads.
     """
 
     name: str
-    bits: int | None = None
+    bits: float | None = None
     block: Block = Block(1, in_rows=True)
     projection: int = 1
     levels: str = "uniform"
@@ -130,8 +140,11 @@ class Scheme:
                 f"scheme '{self.name}' with bits={self.bits} is not possible: {', '.join(UNQUANTIZED)} alone have none."
             )
         if self.bits is not None:
-            _check_choice("bits", self.bits, BITS)
+            _check_choice("bits", self.bits, RECTIFIED_BITS if self.derives else BITS)
         _check_size("projection", self.projection)
+        if self.derives and (self.projection != 1 or self.overrides):
+            what = f"projection={self.projection}" if self.projection != 1 else self.overrides[0].place
+            raise SchemeError(f"{what} is not possible: {self.name} keeps an activation once for several calls.")
         _check_choice("levels", self.levels, LEVELS)
         _check_choice("dropout", self.dropout, DROPOUTS)
         if self.overrides:
@@ -154,6 +167,11 @@ class Scheme:
     def compresses(self) -> bool:
         """Whether anything is quantized."""
         return self.bits is not None
+
+    @property
+    def derives(self) -> bool:
+        """Whether each activation is kept once, for all that backward asks of it."""
+        return self.name in DERIVED
 
     def for_call(self, operation: str, call: int) -> Scheme:
         """The scheme of the `call`-th call (from 1) of `operation`: this one, another one, or FP32."""
@@ -243,8 +261,12 @@ def _read_block(text: str) -> Block:
     return Block(_read_whole(text.removesuffix("r"), "block"), in_rows=text.endswith("r"))
 
 
+def _read_bits(text: str) -> float:
+    return TRIT_BITS if text == str(TRIT_BITS) else _read_whole(text, "bits")
+
+
 _READERS: Final[dict[str, Callable[[str], Any]]] = {
-    "bits": lambda text: _read_whole(text, "bits"),
+    "bits": _read_bits,
     "block": _read_block,
     "projection": lambda text: _read_whole(text, "projection"),
     "levels": str,
@@ -261,6 +283,9 @@ NAMED: Final = {
         Scheme("exact", bits=2, block=Block(1, in_rows=True), projection=8),
         Scheme("blockwise", bits=2, block=Block(64, in_rows=True), projection=8),
         Scheme("blockwise-vm", bits=2, block=Block(64, in_rows=True), projection=8, levels="clipped-normal"),
+        Scheme("derived", bits=2, block=Block(128), dropout="seed"),
+        Scheme("derived-lean", bits=TRIT_BITS, block=Block(128), dropout="seed"),
+        Scheme("derived-fine", bits=4, block=Block(128), dropout="seed"),
         # A block per row as EXACT's: what the bits alone change is then what the table shows.
         Scheme("int8", bits=8, block=Block(1, in_rows=True)),
         Scheme("int4", bits=4, block=Block(1, in_rows=True)),
@@ -269,4 +294,4 @@ NAMED: Final = {
         Scheme("offload"),
     )
 }
-"""The schemes of the two papers and what a user would pick instead; every other one is one of them with options."""
+"""The two papers' schemes, ours, and what a user would pick instead; every other one is one of them with options."""

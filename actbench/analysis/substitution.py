@@ -34,7 +34,7 @@ class Substituted(Compression):
 class Unrounded(Kept):
     """Kept as floats: x, or x P under the very projection that the scheme draws, with nothing quantized."""
 
-    def pack(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def pack(self, x: Tensor) -> tuple[Tensor, ...]:
         """x or x P."""
         return (x.clone() if self.projection is None else x @ self.projection.matrix(x),)
 
@@ -67,7 +67,7 @@ class Seen(Kept):
 
     see: Callable[[Tensor], None] = lambda x: None
 
-    def pack(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def pack(self, x: Tensor) -> tuple[Tensor, ...]:
         """Show x, then pack it."""
         self.see(x)
         return super().pack(x)
@@ -80,7 +80,7 @@ class Probed(Exact):
     see_input: Callable[[Tensor], object] | None = None
     see_product: Callable[[Tensor, Tensor], object] | None = None
 
-    def pack(self, x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def pack(self, x: Tensor) -> tuple[Tensor, ...]:
         """Show x, then keep it."""
         if self.see_input:
             self.see_input(x.detach())

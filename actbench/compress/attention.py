@@ -16,7 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
-from actbench.compress.saved import Kept
+from actbench.compress.saved import Keeping
 from actbench.quant import unpack_mask
 
 
@@ -122,7 +122,7 @@ def aggregate(edges: Edges, coefficients: Tensor, x: Tensor) -> Tensor:
     if has_torch_function((coefficients, x)):
         summed: Tensor = handle_torch_function(aggregate, (coefficients, x), edges, coefficients, x)
         return summed
-    out: Tensor = Aggregate.apply(edges, coefficients, x, None)  # type: ignore[no-untyped-call]
+    out: Tensor = Aggregate.apply(edges, coefficients, x, None, (x,))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -161,16 +161,17 @@ class _EdgeSoftmax(Function):
 
 
 class Aggregate(Function):
-    """`aggregate`, keeping x as it is or, with `kept`, packed: the coefficients' gradient is then an estimate."""
+    """`aggregate`, keeping x as `packed`: x itself or what `kept` reads, which makes the coefficients' gradient an
+    estimate.
+    """
 
     @staticmethod
-    def forward(ctx: Any, edges: Edges, coefficients: Tensor, x: Tensor, kept: Kept | None) -> Tensor:
+    def forward(
+        ctx: Any, edges: Edges, coefficients: Tensor, x: Tensor, kept: Keeping | None, packed: tuple[Tensor, ...]
+    ) -> Tensor:
         """Keeps the edges, the coefficients and x."""
         ctx.kept, ctx.shape, ctx.pair = kept, x.shape, len(edges.kept) == 2
-        x_kept: tuple[Tensor, ...] = ()
-        if ctx.needs_input_grad[1]:
-            x_kept = (x,) if kept is None else kept.pack(x.reshape(kept.packing.shape))
-        ctx.save_for_backward(coefficients, *edges.kept, *x_kept)
+        ctx.save_for_backward(coefficients, *edges.kept, *(packed if ctx.needs_input_grad[1] else ()))
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         # Autocast would shorten the sparse matrix too, for which there is no product on a CPU.
         with torch.autocast(x.device.type, enabled=False):
@@ -180,7 +181,7 @@ class Aggregate(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None, None, None]:
         """Exact for x, an estimate for the coefficients if x was packed."""
         coefficients, *rest = ctx.saved_tensors
         edges = Edges.again(tuple(rest[:2] if ctx.pair else rest[:3]))
@@ -200,7 +201,7 @@ class Aggregate(Function):
             by_x = torch.empty_like(gradient, memory_format=torch.contiguous_format)
             for head in range(gradient.shape[1]):
                 by_x[:, head] = _csr(reverse, coefficients[:, head][order]) @ gradient[:, head]
-        return None, by_coefficients, by_x, None
+        return None, by_coefficients, by_x, None, None
 
 
 def _long(values: Tensor) -> Tensor:

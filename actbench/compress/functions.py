@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from actbench.compress.saved import Kept
+from actbench.compress.saved import Keeping, Kept
 from actbench.quant import keep_where, pack_mask, pack_positive, scale_where, unpack_mask
 
 
@@ -29,15 +29,16 @@ class Linear(Function):
         ctx: Any,
         product: Callable[..., Tensor],
         transposed: bool,
-        kept: Kept,
+        kept: Keeping,
+        packed: tuple[Tensor, ...],
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        """Keeps the weight and the packed x."""
+        """Keeps the weight and `packed`, which `kept` reads x from."""
         operands = (x, weight) if bias is None else (x, weight, bias)
         ctx.kept, ctx.transposed = kept, transposed
-        ctx.save_for_backward(weight, *kept.pack(x.reshape(-1, x.shape[-1])))
+        ctx.save_for_backward(weight, *packed)
         out = product(*operands)
         # On more than two dimensions F.linear returns a view, which torch lets nobody change in place after a function
         # of ours; stock it does.
@@ -50,16 +51,16 @@ class Linear(Function):
         weight, *packed = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])
         by_x = by_weight = by_bias = None
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[4]:
             # Under autocast the gradient is shorter than the weight.
             square = (weight if ctx.transposed else weight.t()).to(rows.dtype)
             by_x = (rows @ square).view(*gradient.shape[:-1], square.shape[1])
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[5]:
             by_weight = ctx.kept.left_product(rows.t(), tuple(packed))
             by_weight = by_weight if ctx.transposed else by_weight.t()
-        if ctx.needs_input_grad[5]:
+        if ctx.needs_input_grad[6]:
             by_bias = rows.sum(0)
-        return None, None, None, by_x, by_weight, by_bias
+        return None, None, None, None, by_x, by_weight, by_bias
 
 
 class Addmm(Function):
@@ -69,16 +70,17 @@ class Addmm(Function):
     def forward(
         ctx: Any,
         product: Callable[..., Tensor],
-        kept: Kept,
+        kept: Keeping,
+        packed: tuple[Tensor, ...],
         input: Tensor,
         x: Tensor,
         weight: Tensor,
         beta: float,
         alpha: float,
     ) -> Tensor:
-        """Keeps the weight [D, H] and the packed x."""
+        """Keeps the weight [D, H] and `packed`, which `kept` reads x from."""
         ctx.kept, ctx.shape, ctx.beta, ctx.alpha = kept, input.shape, beta, alpha
-        ctx.save_for_backward(weight, *kept.pack(x))
+        ctx.save_for_backward(weight, *packed)
         return product(input, x, weight, beta=beta, alpha=alpha)
 
     @staticmethod
@@ -87,13 +89,13 @@ class Addmm(Function):
         """Exact for input and x, an estimate for the weight."""
         weight, *packed = ctx.saved_tensors
         by_input = by_x = by_weight = None
-        if ctx.needs_input_grad[2]:
-            by_input = (gradient * ctx.beta).sum_to_size(ctx.shape)
         if ctx.needs_input_grad[3]:
-            by_x = (gradient @ weight.t().to(gradient.dtype)) * ctx.alpha
+            by_input = (gradient * ctx.beta).sum_to_size(ctx.shape)
         if ctx.needs_input_grad[4]:
+            by_x = (gradient @ weight.t().to(gradient.dtype)) * ctx.alpha
+        if ctx.needs_input_grad[5]:
             by_weight = ctx.kept.left_product(gradient.t(), tuple(packed), ctx.alpha).t()
-        return None, None, by_input, by_x, by_weight, None, None
+        return None, None, None, by_input, by_x, by_weight, None, None
 
 
 class BatchNorm(Function):
@@ -192,34 +194,51 @@ class LeakyRelu(Function):
         return torch.where(unpack_mask(packed, gradient.shape), gradient, gradient * ctx.slope), None, None
 
 
-class Dropout(Function):
-    """`F.dropout` in training with 0 < p < 1, keeping a bit an element, or `by_seed` what to draw it from again.
+class DrawnMask:
+    """The mask of one dropout of `x` in training with 0 < p < 1: how it was drawn, and how it is had again.
 
-    It draws what the stock function would draw.
+    It is kept as a bit an element or, where `by_seed`, as the generator's state before it was drawn.
     """
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float, inplace: bool, by_seed: bool) -> Tensor:
-        """Keeps which elements survive, or the generator's state before they were drawn."""
+    def __init__(self, x: Tensor, p: float, inplace: bool, by_seed: bool) -> None:
         # Stock CUDA draws in place as a CPU does, and otherwise in a kernel of its own.
-        fused = x.is_cuda and not inplace
-        ctx.p, ctx.dtype = p, x.dtype
-        ctx.by_seed = by_seed and _can_be_drawn_again(x) and fused == x.is_cuda
-        state = generator_of(x).get_state() if ctx.by_seed else None
-        if fused:
-            ctx.factor = 1 / (1 - p)
-            out, mask = torch.native_dropout(x, p, True)
-            packed = pack_mask(mask) if state is None else state
+        self._fused = x.is_cuda and not inplace
+        self._by_seed = by_seed and _can_be_drawn_again(x) and self._fused == x.is_cuda
+        self._p, self._shape, self._dtype = p, x.shape, x.dtype
+        # Else a multiplication by noise / (1 - p), rounded to the input's dtype.
+        rounded = torch.ones(1, dtype=x.dtype, device="cpu").div_(1 - p)
+        self.factor = 1 / (1 - p) if self._fused else float(rounded)
+
+    def draw(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the stock function makes of `x`, drawing what that would draw; and what is kept of the mask."""
+        state = generator_of(x).get_state() if self._by_seed else None
+        if self._fused:
+            out, mask = torch.native_dropout(x, self._p, True)
+            return out, pack_mask(mask) if state is None else state
+        if x.is_contiguous() and not x.is_cuda:
+            packed = pack_mask(_draw(x.shape, self._p))
+            out = scale_where(x, packed, self.factor)
         else:
-            # A multiplication by noise / (1 - p), rounded to the input's dtype.
-            ctx.factor = float(torch.ones(1, dtype=x.dtype, device=x.device).div_(1 - p))
-            if x.is_contiguous() and not x.is_cuda:
-                packed = pack_mask(_draw(x.shape, p))
-                out = scale_where(x, packed, ctx.factor)
-            else:
-                noise = torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
-                packed, out = pack_mask(noise != 0), x * noise
-        ctx.save_for_backward(packed if state is None else state)
+            noise = torch.empty_like(x).bernoulli_(1 - self._p).div_(1 - self._p)
+            packed, out = pack_mask(noise != 0), x * noise
+        return out, packed if state is None else state
+
+    def bits(self, kept: Tensor, device: torch.device) -> Tensor:
+        """Which elements survived, a bit each, of what `draw` kept; on `device`, the dropout's own."""
+        if not self._by_seed:
+            return kept
+        return pack_mask(_draw_again(self._shape, self._dtype, device, self._p, kept))
+
+
+class Dropout(Function):
+    """`F.dropout` in training with 0 < p < 1, keeping what `mask` says."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: DrawnMask, inplace: bool) -> Tensor:
+        """Keeps which elements survive, or the generator's state before they were drawn."""
+        ctx.mask = mask
+        out, kept = mask.draw(x)
+        ctx.save_for_backward(kept)
         if inplace:
             ctx.mark_dirty(x)
             return x.copy_(out)
@@ -227,12 +246,10 @@ class Dropout(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
         """Exact."""
-        (packed,) = ctx.saved_tensors
-        if ctx.by_seed:
-            packed = pack_mask(_draw_again(gradient, ctx.dtype, ctx.p, packed))
-        return scale_where(gradient, packed, ctx.factor), None, None, None
+        (kept,) = ctx.saved_tensors
+        return scale_where(gradient, ctx.mask.bits(kept, gradient.device), ctx.mask.factor), None, None
 
 
 def _draw(shape: torch.Size, p: float, generator: torch.Generator | None = None) -> Tensor:
@@ -253,20 +270,20 @@ def _can_be_drawn_again(x: Tensor) -> bool:
     return x.is_contiguous() and x.data_ptr() % 16 == 0 and not torch.cuda.is_current_stream_capturing()
 
 
-def _draw_again(like: Tensor, dtype: torch.dtype, p: float, state: Tensor) -> Tensor:
-    """The mask of a dropout of `dtype`, `like`'s shape and device that began at the generator's `state`.
+def _draw_again(shape: torch.Size, dtype: torch.dtype, device: torch.device, p: float, state: Tensor) -> Tensor:
+    """The mask of a dropout of these that began at the generator's `state`.
 
     On CUDA the device's only generator is set back meanwhile: other threads must not draw from it.
     """
-    if not like.is_cuda:
+    if device.type == "cpu":
         generator = torch.Generator("cpu")
         generator.set_state(state)
-        return _draw(like.shape, p, generator)
-    generator = generator_of(like)
+        return _draw(shape, p, generator)
+    generator = torch.cuda.default_generators[device.index]
     now = generator.get_state()
     generator.set_state(state)
     try:
-        mask: Tensor = torch.native_dropout(torch.empty(like.shape, dtype=dtype, device=like.device), p, True)[1]
+        mask: Tensor = torch.native_dropout(torch.empty(shape, dtype=dtype, device=device), p, True)[1]
     finally:
         generator.set_state(now)
     return mask

@@ -1,4 +1,4 @@
-"""`compress`: the torch functions that keep activations, replaced by ours while a context is open."""
+"""The torch functions that keep activations, replaced by ours while a context is open."""
 
 from __future__ import annotations
 
@@ -11,69 +11,34 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cache
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 from torch.overrides import TorchFunctionMode
 
 from actbench.compress.attention import Aggregate, Edges, aggregate, choose_edges, drop_edges
 from actbench.compress.autocast import Autocast, is_sparse_product, whole_product
-from actbench.compress.functions import Addmm, BatchNorm, Dropout, LeakyRelu, Linear, Relu, SparseProduct
+from actbench.compress.functions import Addmm, BatchNorm, DrawnMask, Dropout, LeakyRelu, Linear, Relu, SparseProduct
 from actbench.compress.offload import Offload
-from actbench.compress.recomputation import Output, recompute
-from actbench.compress.saved import Kept, Noise, Watch, keeps_seed
+from actbench.compress.saved import Keeping, Kept, Noise, Watch, keeps_seed
 from actbench.errors import UsageError
 from actbench.quant import pack_mask
 from actbench.scheme import Scheme
 
 _COMPRESSIBLE: Final = (torch.float32, torch.float16, torch.bfloat16)
-_GOLDEN: Final = 0x9E3779B97F4A7C15
-_contexts = itertools.count()
 _open = threading.local()
-
-
-def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[Tensor] = ()) -> Compression:
-    """A context in which forward passes keep activations as `scheme` says.
-
-    `scheme` is a `Scheme` or its text. All projection and rounding noise comes from `seed`; without one it is made
-    from `torch.initial_seed()` and a count of contexts, and never drawn from torch's generators. Results of forward
-    do not change, but under `bf16`. The innermost of nested contexts decides. Raises `SchemeError` for an invalid text.
-
-    Equal seeds give equal noise: in a training loop give none, or enter one context again and again. Double backward
-    and the recomputation of `torch.utils.checkpoint` are refused with an error.
-
-    The schemes that quantize nothing change what surrounds the model. `bf16` is torch's autocast; products with a
-    sparse matrix stay FP32, which a CPU alone could not do otherwise. `checkpoint` recomputes what the model passes to
-    `run_layer`, and `offload` moves to host memory what is kept on a GPU, but for what shares storage with `resident`:
-    parameters, buffers and graph data that stay there anyway. Leaving the context raises `UsageError` where one of the
-    two found nothing to do.
-    """
-    if isinstance(scheme, str):
-        scheme = Scheme.parse(scheme)
-    if seed is None:
-        seed = torch.initial_seed() + next(_contexts) * _GOLDEN
-    return Compression(scheme, seed % 2**64, Offload(resident) if scheme.name == "offload" else None)
-
-
-def run_layer(module: Module, function: Callable[..., Output], *inputs: Tensor) -> Output:
-    """`function(*inputs)`, a layer of `module`: under `checkpoint` its inputs are kept and it runs again in backward.
-
-    All that it reads of changing tensors must be its inputs or `module`'s parameters and buffers.
-    """
-    innermost = _stack()[-1] if _stack() else None
-    if innermost is None or innermost.scheme.name != "checkpoint":
-        return function(*inputs)
-    innermost.found = True
-    return recompute(module, function, *inputs) if torch.is_grad_enabled() else function(*inputs)
 
 
 class Compression(TorchFunctionMode):
     """The context that `compress` makes; may be entered again, and then goes on with fresh noise."""
+
+    handlers: ClassVar[dict[Callable[..., Any], Callable[..., Any]]]
+    """What is run instead of a torch function, where it returns something."""
 
     def __init__(self, scheme: Scheme, seed: int, offload: Offload | None = None) -> None:
         super().__init__()
@@ -85,14 +50,14 @@ class Compression(TorchFunctionMode):
         self._contexts = ExitStack()
         self._kept = itertools.count()
         self._calls: Counter[str] = Counter()
-        self._watch = Watch()
+        self.watch = Watch()
 
     def __enter__(self) -> Self:
-        self._watch.check()
+        self.watch.check()
         self._calls.clear()
         self.found = self._with_grad = False
-        around = _stack()[-1] if _stack() else None
-        _stack().append(self)
+        around = open_compressions()[-1] if open_compressions() else None
+        open_compressions().append(self)
         if self.scheme.name == "bf16" or (around and around.scheme.name == "bf16"):
             self._contexts.enter_context(Autocast(enabled=self.scheme.name == "bf16"))
         if self.offload:
@@ -108,7 +73,7 @@ class Compression(TorchFunctionMode):
     ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._contexts.close()
-        _stack().pop()
+        open_compressions().pop()
         if kind is None and self._with_grad:
             if self.scheme.name == "checkpoint" and not self.found:
                 raise UsageError("checkpoint found no layer: call a model's layers by actbench.run_layer.")
@@ -120,8 +85,8 @@ class Compression(TorchFunctionMode):
     ) -> Any:
         """Run `func`, or the function of ours that keeps less."""
         kwargs = kwargs or {}
-        if self.scheme.compresses and torch.is_grad_enabled() and _stack()[-1] is self:
-            handler = _HANDLERS.get(func)
+        if self.scheme.compresses and torch.is_grad_enabled() and open_compressions()[-1] is self:
+            handler = self.handlers.get(func)
             if handler is not None and _fits(handler, (self, func, *args), kwargs):
                 out = handler(self, func, *args, **kwargs)
                 if out is not None:
@@ -145,19 +110,37 @@ class Compression(TorchFunctionMode):
         """
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
-        self._watch.check()
+        self.watch.check()
 
     def keep(self, operation: str, rows: int, width: int, dtype: torch.dtype, projected: bool) -> Kept | None:
         """How to keep the input [rows, width] of the next call of `operation`, with its own noise; None: as it is."""
-        self._calls[operation] += 1
+        name = self.next_call(operation, dtype, (rows, width))
         scheme = self.scheme.for_call(operation, self._calls[operation])
         if not scheme.compresses:
             return None
-        kind = str(dtype).removeprefix("torch.")
-        name = f"the input of {operation} {self._calls[operation]} ({kind} [{rows}, {width}])"
         ratio = scheme.projection if projected else 1
-        noise = Noise(self.seed, next(self._kept))
-        return Kept.of(rows, width, dtype, scheme, noise, ratio, name, self._watch)
+        return Kept.of(rows, width, dtype, scheme, self.noise(), ratio, name, self.watch)
+
+    def keep_input(
+        self, operation: str, x: Tensor, projected: bool, rows: int | None = None
+    ) -> tuple[Keeping, tuple[Tensor, ...]] | None:
+        """How the next call of `operation` keeps its input `x`, a matrix of `rows`, and what it keeps; None: x itself.
+
+        Without `rows` its last dimension is the matrix's width.
+        """
+        width = x.shape[-1] if rows is None else x.numel() // rows
+        kept = self.keep(operation, x.numel() // width, width, x.dtype, projected)
+        return None if kept is None else (kept, kept.pack(x.detach().reshape(-1, width)))
+
+    def next_call(self, operation: str, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
+        """Count the next call of `operation`; what a user reads of its input."""
+        self._calls[operation] += 1
+        kind = str(dtype).removeprefix("torch.")
+        return f"the input of {operation} {self._calls[operation]} ({kind} {list(shape)})"
+
+    def noise(self) -> Noise:
+        """Random numbers for the next tensor that is kept."""
+        return Noise(self.seed, next(self._kept))
 
 
 def _fits(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -174,26 +157,34 @@ def _signature(handler: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(handler)
 
 
-def _stack() -> list[Compression]:
+def open_compressions() -> list[Compression]:
+    """The contexts that are open in this thread, the innermost last."""
     if not hasattr(_open, "stack"):
         _open.stack = []
     stack: list[Compression] = _open.stack
     return stack
 
 
-def _compressible(x: Any) -> bool:
+def compressible(x: Any) -> bool:
     """Whether `x` has values that one of the quantizer's backends can pack."""
     strided = isinstance(x, Tensor) and x.layout == torch.strided and x.device.type in ("cpu", "cuda")
     return strided and x.dtype in _COMPRESSIBLE and x.numel() > 0
 
 
-def _apply(function: type[Function], *arguments: Any) -> Tensor:
+def apply(function: type[Function], *arguments: Any) -> Tensor:
+    """The result of an autograd function of ours."""
     out: Tensor = _application(function)(*arguments)
     return out
 
 
+def apply_for_two(function: type[Function], *arguments: Any) -> tuple[Tensor, Tensor]:
+    """The results of an autograd function of ours that has two."""
+    first, second = _application(function)(*arguments)
+    return first, second
+
+
 # What torch.compiler.disable sets, whose import takes a second and some 100 MiB: torch.compile breaks its graph here.
-_apply._torchdynamo_disable = True  # type: ignore[attr-defined]
+apply._torchdynamo_disable = apply_for_two._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def _application(function: type[Function]) -> Callable[..., Any]:
@@ -211,28 +202,30 @@ def _hidden_application(function: type[Function]) -> Callable[..., Any]:
 # arguments as torch would. It returns None where the stock function keeps nothing worth compressing.
 
 
-def _linear(
+def compress_linear(
     mode: Compression, func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor | None:
-    if not (_compressible(input) and weight.requires_grad and weight.dim() == 2 and weight.numel() > 0):
+    """`F.linear`: the input kept as the scheme says."""
+    if not (compressible(input) and weight.requires_grad and weight.dim() == 2 and weight.numel() > 0):
         return None
-    kept = mode.keep("linear", input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
-    return _apply(Linear, func, True, kept, input, weight, bias) if kept else None
+    kept = mode.keep_input("linear", input, projected=True)
+    return apply(Linear, func, True, *kept, input, weight, bias) if kept else None
 
 
-def _matmul(
+def compress_matmul(
     mode: Compression, func: Callable[..., Tensor], input: Any, other: Any, operation: str = "matmul"
 ) -> Tensor | None:
+    """A product with a weight: the input kept as the scheme says."""
     # Of two activations neither is known to be the one whose noise is harmless.
     parameter = isinstance(other, Parameter) and other.requires_grad and other.dim() == 2 and other.numel() > 0
-    if not (parameter and _compressible(input) and input.dim() > 1):
+    if not (parameter and compressible(input) and input.dim() > 1):
         return None
-    kept = mode.keep(operation, input[..., 0].numel(), input.shape[-1], input.dtype, projected=True)
-    return _apply(Linear, func, False, kept, input, other, None) if kept else None
+    kept = mode.keep_input(operation, input, projected=True)
+    return apply(Linear, func, False, *kept, input, other, None) if kept else None
 
 
 def _mm(mode: Compression, func: Callable[..., Tensor], input: Any, mat2: Any) -> Tensor | None:
-    return _matmul(mode, func, input, mat2, "mm")
+    return compress_matmul(mode, func, input, mat2, "mm")
 
 
 def _addmm(
@@ -246,13 +239,13 @@ def _addmm(
     alpha: float = 1,
 ) -> Tensor | None:
     parameter = isinstance(mat2, Parameter) and mat2.requires_grad and mat2.numel() > 0
-    if not (parameter and _compressible(mat1) and input.layout == torch.strided):
+    if not (parameter and compressible(mat1) and input.layout == torch.strided):
         return None
-    kept = mode.keep("addmm", mat1.shape[0], mat1.shape[1], mat1.dtype, projected=True)
-    return _apply(Addmm, func, kept, input, mat1, mat2, beta, alpha) if kept else None
+    kept = mode.keep_input("addmm", mat1, projected=True)
+    return apply(Addmm, func, *kept, input, mat1, mat2, beta, alpha) if kept else None
 
 
-def _batch_norm(
+def compress_batch_norm(
     mode: Compression,
     func: Callable[..., Tensor],
     input: Tensor,
@@ -264,14 +257,15 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor | None:
+    """`F.batch_norm`: the input kept quantized."""
     needed = any(t is not None and t.requires_grad for t in (input, weight))
-    if not (needed and _compressible(input) and input[:, 0].numel() > 1):
+    if not (needed and compressible(input) and input[:, 0].numel() > 1):
         return None
     width = input.shape[-1]
     kept = mode.keep("batch_norm", input.numel() // width, width, input.dtype, projected=False)
     if kept is None:
         return None
-    return _apply(BatchNorm, kept, input, weight, bias, running_mean, running_var, training, momentum, eps)
+    return apply(BatchNorm, kept, input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
 def _torch_batch_norm(
@@ -287,13 +281,13 @@ def _torch_batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor | None:
-    return _batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return compress_batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 def _relu(mode: Compression, func: Callable[..., Tensor], input: Tensor, inplace: bool = False) -> Tensor | None:
-    if not (_compressible(input) and input.requires_grad):
+    if not (compressible(input) and input.requires_grad):
         return None
-    return _apply(Relu, input, inplace)
+    return apply(Relu, input, inplace)
 
 
 def _relu_(mode: Compression, func: Callable[..., Tensor], input: Tensor) -> Tensor | None:
@@ -308,9 +302,9 @@ def _leaky_relu(
     inplace: bool = False,
 ) -> Tensor | None:
     # In place and below 0 torch itself refuses backward.
-    if not (_compressible(input) and input.requires_grad) or (inplace and negative_slope < 0):
+    if not (compressible(input) and input.requires_grad) or (inplace and negative_slope < 0):
         return None
-    return _apply(LeakyRelu, input, negative_slope, inplace)
+    return apply(LeakyRelu, input, negative_slope, inplace)
 
 
 def _leaky_relu_(
@@ -319,7 +313,7 @@ def _leaky_relu_(
     return _leaky_relu(mode, func, input, negative_slope, inplace=True)
 
 
-def _dropout(
+def compress_dropout(
     mode: Compression,
     func: Callable[..., Tensor],
     input: Tensor,
@@ -327,32 +321,35 @@ def _dropout(
     training: bool = True,
     inplace: bool = False,
 ) -> Tensor | None:
-    if not (training and 0 < p < 1 and _compressible(input) and input.requires_grad):
+    """`F.dropout` in training: a bit or a seed kept."""
+    if not (training and 0 < p < 1 and compressible(input) and input.requires_grad):
         return None
-    return _apply(Dropout, input, p, inplace, keeps_seed(input.numel(), mode.scheme, input.device.type))
+    by_seed = keeps_seed(input.numel(), mode.scheme, input.device.type)
+    return apply(Dropout, input, DrawnMask(input, p, inplace, by_seed), inplace)
 
 
 def _torch_dropout(
     mode: Compression, func: Callable[..., Tensor], input: Tensor, p: float, train: bool
 ) -> Tensor | None:
-    return _dropout(mode, func, input, p, train)
+    return compress_dropout(mode, func, input, p, train)
 
 
 def _torch_dropout_(
     mode: Compression, func: Callable[..., Tensor], input: Tensor, p: float, train: bool
 ) -> Tensor | None:
-    return _dropout(mode, func, input, p, train, inplace=True)
+    return compress_dropout(mode, func, input, p, train, inplace=True)
 
 
-def _sparse_product(
+def compress_sparse_product(
     mode: Compression, func: Callable[..., Tensor], sparse: Tensor, dense: Tensor, reduce: str | None = None
 ) -> Tensor | None:
+    """`torch.sparse.mm` with a reduction: the adjacency kept alone."""
     # Without `reduce` torch keeps the sparse matrix alone already.
     if reduce not in ("sum", "mean") or sparse.layout != torch.sparse_csr or sparse.requires_grad:
         return None
-    if not (_compressible(dense) and dense.requires_grad):
+    if not (compressible(dense) and dense.requires_grad):
         return None
-    return _apply(SparseProduct, sparse, dense, reduce)
+    return apply(SparseProduct, sparse, dense, reduce)
 
 
 def _drop_edges(mode: Compression, func: Callable[..., Edges], edges: Edges, p: float) -> Edges:
@@ -363,22 +360,22 @@ def _drop_edges(mode: Compression, func: Callable[..., Edges], edges: Edges, p: 
 def _aggregate(
     mode: Compression, func: Callable[..., Tensor], edges: Edges, coefficients: Tensor, x: Tensor
 ) -> Tensor | None:
-    if not (_compressible(x) and coefficients.requires_grad):
+    if not (compressible(x) and coefficients.requires_grad):
         return None
-    kept = mode.keep("aggregate", x.shape[0], x[0].numel(), x.dtype, projected=False)
-    return _apply(Aggregate, edges, coefficients, x, kept)
+    kept = mode.keep_input("aggregate", x, projected=False, rows=x.shape[0])
+    return apply(Aggregate, edges, coefficients, x, *(kept or (None, (x,))))
 
 
-_HANDLERS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
-    F.linear: _linear,
-    torch.matmul: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
+Compression.handlers = {
+    F.linear: compress_linear,
+    torch.matmul: compress_matmul,
+    Tensor.matmul: compress_matmul,
+    Tensor.__matmul__: compress_matmul,
     torch.mm: _mm,
     Tensor.mm: _mm,
     torch.addmm: _addmm,
     Tensor.addmm: _addmm,
-    F.batch_norm: _batch_norm,
+    F.batch_norm: compress_batch_norm,
     torch.batch_norm: _torch_batch_norm,
     F.relu: _relu,
     torch.relu: _relu,
@@ -387,10 +384,10 @@ _HANDLERS: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
     Tensor.relu_: _relu_,
     F.leaky_relu: _leaky_relu,
     F.leaky_relu_: _leaky_relu_,
-    F.dropout: _dropout,
+    F.dropout: compress_dropout,
     torch.dropout: _torch_dropout,
     torch.dropout_: _torch_dropout_,
-    torch.sparse.mm: _sparse_product,
+    torch.sparse.mm: compress_sparse_product,
     drop_edges: _drop_edges,
     aggregate: _aggregate,
 }

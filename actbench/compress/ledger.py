@@ -64,6 +64,9 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            for callback in getattr(_open, "callbacks", ()):
+                callback()
         self._contexts.close()
         self.entries = tuple(saved for reference, saved in self._counted.values() if not reference.expired())
 
@@ -84,6 +87,16 @@ class Ledger:
             name = str(part.dtype).removeprefix("torch.")
             saved = Saved(self._labels.operation, self._labels.call, tuple(part.shape), name, storage.nbytes())
             self._counted[address] = StorageWeakRef(storage), saved
+
+
+@contextmanager
+def before_closing(callback: Callable[[], None]) -> Iterator[None]:
+    """While open, `callback` is called before a ledger of this thread closes, and may keep what is yet to be kept."""
+    _open.callbacks = [*getattr(_open, "callbacks", ()), callback]
+    try:
+        yield
+    finally:
+        _open.callbacks.remove(callback)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 
 from actbench.compress.saved import GENERATOR_BYTES, Kept, Noise, dropout_bytes
 from actbench.errors import SchemeError
+from actbench.quant import Rectifier
 from actbench.quant.layout import mask_bytes
 from actbench.scheme import PROJECTED, Scheme
 
@@ -28,6 +29,10 @@ class Operation:
     the mask of a dropout, the choice of an edge dropout among [rows, width] edges. Equal names are one tensor; the name
     "data" is the graph's own features, which are there anyway. An "exact" one is kept as it is under every scheme. A
     "layer" begins one that `run_layer` runs, and names its input; a "layer_input" is a further one of the same layer.
+
+    `derived_from` is what a derived scheme has the tensor from: of a ReLU's the batch norm that alone made its input,
+    of a linear's input the ReLU whose output it is, dropped out or not, or the data, also by way of the adjacency;
+    of a dropout's mask the data if that is what it drops, which no other scheme's backward asks for.
 
     Under autocast the tensor is bfloat16, unless it is `whole`, float32 all the same; a linear or addmm then makes a
     copy of its own. `weight` is how many elements of its weight it keeps a copy of: none where its input needs no
@@ -52,6 +57,7 @@ class Operation:
     width: int
     whole: bool = False
     weight: int = 0
+    derived_from: str | None = None
 
     @property
     def numel(self) -> int:
@@ -71,13 +77,15 @@ def predict_saved_bytes(operations: Iterable[Operation], scheme: Scheme, device:
         return _checkpoint_bytes(operations, device)
     if scheme.name == "offload":
         return 0
+    if scheme.derives:
+        return _derived_bytes(operations, scheme, device)
     calls: Counter[str] = Counter()
     kept: dict[str, int] = {"data": 0}
     packed_bytes = 0
     for operation in operations:
         calls[operation.kind] += 1
         at = scheme.for_call(operation.kind, calls[operation.kind])
-        if operation.kind in _LAYERS:
+        if operation.kind in _LAYERS or _drops_data(operation):
             continue
         if at.compresses:
             packed_bytes += _compressed_bytes(operation, at, device)
@@ -101,7 +109,7 @@ def _autocast_bytes(operations: Iterable[Operation], device: str) -> int:
     kept: dict[str, int] = {}
     copied_bytes = 0
     for operation in operations:
-        if operation.kind in _LAYERS:
+        if operation.kind in _LAYERS or _drops_data(operation):
             continue
         copied_bytes += _statistics_bytes(operation) + BFLOAT16_BYTES * operation.weight
         if operation.kind in ("linear", "addmm") and operation.whole:
@@ -118,6 +126,36 @@ def _checkpoint_bytes(operations: Iterable[Operation], device: str) -> int:
     return sum(kept.values()) + GENERATOR_BYTES[device] * sum(each.kind == "layer" for each in inputs)
 
 
+def _derived_bytes(operations: Iterable[Operation], scheme: Scheme, device: str) -> int:
+    kept: dict[str, int] = {}
+    statistics_bytes = 0
+    trace = list(operations)
+    rectified = {each.derived_from for each in trace if each.kind == "relu"}
+    for operation in trace:
+        shape = torch.Size((operation.rows, operation.width))
+        if operation.kind == "relu":
+            size = Rectifier.of(shape, torch.float32, scheme).layout.total_bytes
+        elif operation.kind == "dropout":
+            size = dropout_bytes(operation.numel, scheme, device)
+        elif operation.kind == "batch_norm":
+            # Its mean plays no part in what backward derives x̂ from.
+            statistics_bytes += FLOAT_BYTES * operation.width
+            size = 0 if operation.tensor in rectified else _packed_bytes(operation, scheme, 1)
+        elif operation.kind in ("linear", "addmm", "aggregate"):
+            size = 0 if operation.derived_from else _packed_bytes(operation, scheme, 1)
+        elif operation.kind in _LAYERS:
+            continue
+        else:
+            size = _compressed_bytes(operation, scheme, device)
+        kept.setdefault(operation.tensor, size)
+    return sum(kept.values()) + statistics_bytes
+
+
+def _drops_data(operation: Operation) -> bool:
+    """Whether it is a dropout of data, whose mask only a derived input needs."""
+    return operation.kind == "dropout" and operation.derived_from is not None
+
+
 def _mask_bytes(operation: Operation, device: str) -> int | None:
     """Bytes an element of a mask that torch keeps as bool; None for what has the tensor's own dtype."""
     return 1 if operation.kind == "edge_dropout" or (operation.kind == "dropout" and device == "cuda") else None
@@ -131,8 +169,12 @@ def _compressed_bytes(operation: Operation, scheme: Scheme, device: str) -> int:
     if operation.kind == "dropout":
         return dropout_bytes(operation.numel, scheme, device)
     ratio = scheme.projection if operation.kind in PROJECTED else 1
+    return _packed_bytes(operation, scheme, ratio) + _statistics_bytes(operation)
+
+
+def _packed_bytes(operation: Operation, scheme: Scheme, ratio: int) -> int:
     kept = Kept.of(operation.rows, operation.width, torch.float32, scheme, _NO_NOISE, ratio)
-    return kept.packing.layout.total_bytes + _statistics_bytes(operation)
+    return kept.packing.layout.total_bytes
 
 
 def _statistics_bytes(operation: Operation) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +13,6 @@ from torch import Tensor
 from actbench.errors import NonFiniteError
 from actbench.quant import Packing, Projection, dequantize, quantize
 from actbench.quant.layout import mask_bytes, projected_width
-from actbench.quant.packed import Packed
 from actbench.scheme import Scheme
 
 GENERATOR_BYTES: Final = {"cpu": 5056, "cuda": 16}
@@ -99,6 +98,16 @@ def _flags(kind: str) -> Tensor:
     return torch.zeros(_WATCHED, dtype=torch.int32, device="cpu", pin_memory=kind == "cuda")
 
 
+class Keeping(Protocol):
+    """How a matrix x [rows, width] is read from the tensors that are kept for it."""
+
+    def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
+        """x or an unbiased estimate of it. Raises `NonFiniteError` if it is known that there is none."""
+
+    def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
+        """`left` [n, rows] times x or the estimate, times `scale`. Raises as `recover`."""
+
+
 @dataclass(frozen=True)
 class Kept:
     """A matrix [rows, width] that was kept, projected to `packing.shape[1]` columns where that is fewer.
@@ -135,7 +144,7 @@ class Kept:
             return None
         return Projection(self.width, projected, self.noise.seed, self.noise.projection_stream)
 
-    def pack(self, x: Tensor) -> Packed:
+    def pack(self, x: Tensor) -> tuple[Tensor, ...]:
         """Pack `x` [rows, width]. On a CPU raises `NonFiniteError` if that cannot be done."""
         flag = self.watch.flag(self.name, x.device)
         packed = quantize(x, self.packing, self.noise.seed, self.noise.rounding_stream, self.projection, flag)
@@ -143,12 +152,12 @@ class Kept:
             self.watch.check()
         return packed
 
-    def recover(self, packed: Packed) -> Tensor:
+    def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
         """An unbiased estimate of x, [rows, width]. Raises `NonFiniteError` if it is known that there is none."""
         self.watch.check()
         return dequantize(packed, self.packing, self.projection)
 
-    def left_product(self, left: Tensor, packed: Packed, scale: float = 1.0) -> Tensor:
+    def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
         """`left` [n, rows] times the estimate of x, never formed, times `scale`: (left û) Pᵀ. Raises as `recover`."""
         self.watch.check()
         product = left @ dequantize(packed, self.packing).to(left.dtype)

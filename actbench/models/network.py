@@ -126,10 +126,12 @@ def operations(
     widths = a.widths(features, classes)
     trace: list[Operation] = []
     x = "dropped data" if a.input_dropout > 0 else "data"
+    if a.input_dropout > 0:
+        trace.append(Operation("dropout", "data's mask", nodes, a.inputs(features, classes), derived_from="data"))
     if a.model == "gcnii":
         trace.append(Operation("layer", x, nodes, a.inputs(features, classes)))
         # The data needs no gradient, so that autocast keeps no copy of the weight.
-        trace.append(Operation("linear", x, nodes, a.inputs(features, classes), whole=True))
+        trace.append(Operation("linear", x, nodes, a.inputs(features, classes), whole=True, derived_from=x))
         x = _activation(trace, a, nodes, a.hidden, "first", whole=False)
     for i, (before, after) in enumerate(pairwise(widths)):
         trace.append(Operation("layer", x, nodes, before))
@@ -143,16 +145,25 @@ def operations(
         whole = a.model in ("gcn", "gat")
         if a.batch_norm:
             trace.append(Operation("batch_norm", f"convolution{i}", nodes, after, whole=whole))
-        x = _activation(trace, a, nodes, after, str(i), whole)
+        normed = f"convolution{i}" if a.batch_norm and not a.residual else None
+        x = _activation(trace, a, nodes, after, str(i), whole, normed)
     if a.model == "gcnii":
         trace.append(Operation("layer", x, nodes, a.hidden))
-        trace.append(Operation("linear", x, nodes, a.hidden, weight=a.hidden * classes))
+        trace.append(Operation("linear", x, nodes, a.hidden, weight=a.hidden * classes, derived_from=x))
     return trace
 
 
-def _activation(trace: list[Operation], a: Architecture, nodes: int, width: int, place: str, whole: bool) -> str:
-    """Append ReLU and dropout; returns the name of their result."""
-    trace.append(Operation("relu", f"relu{place}", nodes, width, whole=whole))
+def _activation(
+    trace: list[Operation],
+    a: Architecture,
+    nodes: int,
+    width: int,
+    place: str,
+    whole: bool,
+    normed: str | None = None,
+) -> str:
+    """Append ReLU, of the batch norm of `normed` if that is given, and dropout; returns the name of their result."""
+    trace.append(Operation("relu", f"relu{place}", nodes, width, whole=whole, derived_from=normed))
     if a.dropout == 0:
         return f"relu{place}"
     trace.append(Operation("dropout", f"mask{place}", nodes, width, whole=whole))
@@ -166,11 +177,11 @@ def _convolution_operations(
     weight = before * after if i else 0
     if a.model == "sage":
         return [
-            Operation("linear", f"neighbours{i}", nodes, before, whole=True, weight=weight),
-            Operation("linear", x, nodes, before, whole=i == 0, weight=weight),
+            Operation("linear", f"neighbours{i}", nodes, before, whole=True, weight=weight, derived_from=x),
+            Operation("linear", x, nodes, before, whole=i == 0, weight=weight, derived_from=x),
         ]
     if a.model == "gcn":
-        return [Operation("linear", x, nodes, before, whole=True, weight=weight)]
+        return [Operation("linear", x, nodes, before, whole=True, weight=weight, derived_from=x)]
     if a.model == "gcnii":
         return [Operation("addmm", f"neighbours{i}", nodes, before, whole=True, weight=before * after)]
     if entries is None:
@@ -178,7 +189,8 @@ def _convolution_operations(
     heads = a.heads or 1
     width = after * heads if i == a.layers - 1 else after
     kept = kept_edges(entries, a.edge_dropout)
-    trace = [Operation("linear", x, nodes, before, whole=True, weight=before * width if i else 0)]
+    by_autocast = before * width if i else 0
+    trace = [Operation("linear", x, nodes, before, whole=True, weight=by_autocast, derived_from=x)]
     if a.edge_dropout > 0:
         trace.append(Operation("edge_dropout", f"edges{i}", entries, 1))
     return [

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from actbench.scheme import TRIT_BITS
+
 METADATA_BYTES = 4
 """A block keeps its minimum and its scale, bfloat16 each."""
 SCALE_BYTES = 2
 """A block of a rectified code keeps its scale alone: its minimum is 0."""
-TRIT_BITS = 1.6
-"""Bits of a code of three symbols, five to a byte."""
 CODES_A_BYTE = {1: 8, TRIT_BITS: 5, 2: 4, 4: 2, 8: 1}
 
 

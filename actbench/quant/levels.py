@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from actbench.quant.layout import TRIT_BITS
+from actbench.scheme import TRIT_BITS
 
 Edges = npt.NDArray[np.float64]
 

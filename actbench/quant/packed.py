@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,9 @@ class Packing:
         length = scheme.block.length(max(shape[-1], 1) if shape else 1)
         # No block is longer than the tensor, so the levels are those of the block's own length.
         length = max(min(length, shape.numel()), 1)
-        return Packing(shape, dtype, scheme.bits, length, level_table(scheme.levels, scheme.bits, length))
+        # Trits are for rectified codes.
+        bits = math.ceil(scheme.bits)
+        return Packing(shape, dtype, bits, length, level_table(scheme.levels, bits, length))
 
     @property
     def layout(self) -> Layout:
@@ -84,7 +87,7 @@ def quantize(
     return packed
 
 
-def dequantize(packed: Packed, packing: Packing, projection: Projection | None = None) -> Tensor:
+def dequantize(packed: tuple[Tensor, ...], packing: Packing, projection: Projection | None = None) -> Tensor:
     """An unbiased estimate of what was packed, in its shape and dtype; with `projection`, of x [rows, width]."""
     rest = packing.block_length, packing.bits, packing.levels, packing.dtype
     if projection is None:

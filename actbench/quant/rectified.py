@@ -83,10 +83,10 @@ class Rectifier:
         """Backward of batch norm, y = γ x̂ + β, ReLU and dropout at once; weight γ, bias β and inverse_std are [C].
 
         `gradient` [N, C] is by the ReLU's output or, with `dropped`, by the dropout's. Returns gradients by batch
-        norm's input, γ and β, from the ReLU's codes alone. Where y > 0 the code has an unbiased estimate of x̂; elsewhere x̂
-        is taken for the mean that makes the column's sum 0, as it is. That touches one term alone, x̂ Σ g x̂ / N, since
-        no gradient comes from there: γ's and β's gradients are unbiased, the input's has a bias of
-        (x̂ - x̄) γ Σ g x̂ / (N σ) where y <= 0.
+        norm's input, γ and β, from the ReLU's codes alone. Where y > 0 they have an unbiased estimate of x̂. Elsewhere
+        x̂ is taken for the mean that makes the column's sum 0, as it is: that touches one term alone, x̂ Σ g x̂ / N,
+        since no gradient comes from there. γ's and β's gradients are unbiased; the input's has, where y <= 0, a bias
+        of (x̂ - x̄) γ Σ g x̂ / (N σ), x̄ the mean of those x̂.
         """
         rows = self.shape[0]
         rest = (*codes, self.block_length, self.bits, self.levels)

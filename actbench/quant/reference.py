@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from actbench.quant import philox
-from actbench.quant.layout import TRIT_BITS
+from actbench.scheme import TRIT_BITS
 
 _CHUNK_ELEMENTS = 2**20
 _SMALLEST_RANGE = 2.0**-80

@@ -1,0 +1,57 @@
+"""`compress`: a context in which less is kept for backward."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from actbench.compress.derivation import Derivation
+from actbench.compress.interception import Compression, open_compressions
+from actbench.compress.offload import Offload
+from actbench.compress.recomputation import Output, recompute
+from actbench.scheme import Scheme
+
+_GOLDEN: Final = 0x9E3779B97F4A7C15
+_contexts = itertools.count()
+
+
+def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[Tensor] = ()) -> Compression:
+    """A context in which forward passes keep activations as `scheme` says.
+
+    `scheme` is a `Scheme` or its text. All projection and rounding noise comes from `seed`; without one it is made
+    from `torch.initial_seed()` and a count of contexts, and never drawn from torch's generators. Results of forward
+    do not change, but under `bf16`. The innermost of nested contexts decides. Raises `SchemeError` for an invalid text.
+
+    Equal seeds give equal noise: in a training loop give none, or enter one context again and again. Double backward
+    and the recomputation of `torch.utils.checkpoint` are refused with an error.
+
+    The schemes that quantize nothing change what surrounds the model. `bf16` is torch's autocast; products with a
+    sparse matrix stay FP32, which a CPU alone could not do otherwise. `checkpoint` recomputes what the model passes to
+    `run_layer`, and `offload` moves to host memory what is kept on a GPU, but for what shares storage with `resident`:
+    parameters, buffers and graph data that stay there anyway. Leaving the context raises `UsageError` where one of the
+    two found nothing to do.
+    """
+    if isinstance(scheme, str):
+        scheme = Scheme.parse(scheme)
+    if seed is None:
+        seed = torch.initial_seed() + next(_contexts) * _GOLDEN
+    if scheme.derives:
+        return Derivation(scheme, seed % 2**64)
+    return Compression(scheme, seed % 2**64, Offload(resident) if scheme.name == "offload" else None)
+
+
+def run_layer(module: Module, function: Callable[..., Output], *inputs: Tensor) -> Output:
+    """`function(*inputs)`, a layer of `module`: under `checkpoint` its inputs are kept and it runs again in backward.
+
+    All that it reads of changing tensors must be its inputs or `module`'s parameters and buffers.
+    """
+    innermost = open_compressions()[-1] if open_compressions() else None
+    if innermost is None or innermost.scheme.name != "checkpoint":
+        return function(*inputs)
+    innermost.found = True
+    return recompute(module, function, *inputs) if torch.is_grad_enabled() else function(*inputs)

@@ -1,0 +1,327 @@
+"""Autograd functions that keep each activation once and derive from it whatever else backward asks.
+
+Between batch norm, ReLU and dropout gradients travel on ties: outputs without a storage of their own, each with one
+consumer, the next of the three. Backward so meets all three in a row, whatever else uses their results: a gradient on
+a tie is passed on as it came, what is to be done with it goes along in the tie's `Knot`, and the last of them does it
+at once. What other operations make of the results comes by the results themselves, and is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from actbench.compress.functions import DrawnMask
+from actbench.compress.products import Symmetry, transposed_product
+from actbench.compress.saved import Keeping, Kept, Watch
+from actbench.quant import Dropped, RectifiedCodes, Rectifier, scale_where
+
+
+@dataclass(frozen=True)
+class AsIs:
+    """A matrix that is there anyway, kept by reference: data."""
+
+    def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
+        """It itself."""
+        return packed[0]
+
+    def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
+        """`left` [n, rows] times it, times `scale`."""
+        return _left_product(self, left, packed, scale)
+
+
+@dataclass(frozen=True)
+class Rectified:
+    """A ReLU's output, read from its codes."""
+
+    rectifier: Rectifier
+    watch: Watch
+
+    def recover(self, packed: tuple[Tensor, ...], dropped: Dropped | None = None) -> Tensor:
+        """An unbiased estimate, of the dropout's output after it if there was one."""
+        self.watch.check()
+        codes, scale = packed
+        return self.rectifier.dequantize((codes, scale), dropped)
+
+    def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
+        """`left` [n, rows] times the estimate, times `scale`."""
+        return _left_product(self, left, packed, scale)
+
+
+class MaskInUse:
+    """A dropout's bits as long as backward needs them: drawn again by the first to ask, given up by the last."""
+
+    def __init__(self, drawn: DrawnMask) -> None:
+        self.drawn = drawn
+        self._dropped: Dropped | None = None
+
+    def take(self, kept: Tensor, device: torch.device, last: bool = False) -> Dropped:
+        """The bits and their factor, of what is kept of the mask."""
+        dropped = self._dropped or Dropped(self.drawn.bits(kept, device), self.drawn.factor)
+        self._dropped = None if last else dropped
+        return dropped
+
+
+@dataclass(frozen=True)
+class DroppedOut:
+    """A dropout's output: that of `inner`, whose tensors are kept before the mask, times the mask."""
+
+    inner: Keeping
+    mask: MaskInUse
+
+    def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
+        """Exact or an unbiased estimate, as the inner one is."""
+        *inner, kept = packed
+        dropped = self.mask.take(kept, inner[0].device)
+        if isinstance(self.inner, Rectified):
+            return self.inner.recover(tuple(inner), dropped)
+        return scale_where(self.inner.recover(tuple(inner)), dropped.mask, dropped.factor)
+
+    def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
+        """`left` [n, rows] times that, times `scale`."""
+        return _left_product(self, left, packed, scale)
+
+
+def _left_product(
+    keeping: AsIs | Rectified | DroppedOut, left: Tensor, packed: tuple[Tensor, ...], scale: float
+) -> Tensor:
+    x = keeping.recover(packed)
+    product = left @ x.reshape(-1, x.shape[-1]).to(left.dtype)
+    return product if scale == 1 else product * scale
+
+
+@dataclass
+class Knot:
+    """What is to be done with the gradient that just came along a tie, by whoever is last."""
+
+    rectifier: Rectifier | None = None
+    codes: RectifiedCodes | None = None
+    dropped: Dropped | None = None
+
+    def undo(self) -> tuple[Rectifier, RectifiedCodes, Dropped | None]:
+        """Once: ReLU's codes, and the dropout after it."""
+        assert self.rectifier is not None
+        assert self.codes is not None
+        found = self.rectifier, self.codes, self.dropped
+        self.rectifier = self.codes = self.dropped = None
+        return found
+
+
+@dataclass
+class Normed:
+    """What is known of one batch norm's output y besides what ReLU makes of it."""
+
+    name: str
+    knot: Knot
+    kept: Kept | None = None
+    """How y is kept for operations other than ReLU, if there are any."""
+    late: Tensor | None = None
+
+
+class Norm(Function):
+    """`F.batch_norm` in training, keeping nothing of its input: x̂ follows from what is kept of its output."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        normed: Normed,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps the inverse standard deviation. Returns the result and a tie for ReLU."""
+        # What F.batch_norm itself dispatches to, whichever library it picks.
+        out, _, inverse_std, _, _ = torch.ops.aten._batch_norm_impl_index(
+            x, weight, bias, running_mean, running_var, True, momentum, eps, torch.backends.cudnn.enabled
+        )
+        ctx.normed, ctx.dtype = normed, x.dtype
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weight, bias, inverse_std)
+        return out, _tie(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_y: Tensor | None, by_tie: Tensor | None) -> tuple[Tensor | None, ...]:
+        """An unbiased estimate for weight and bias; for x one whose bias `Rectifier.norm_backward` states."""
+        weight, bias, inverse_std = ctx.saved_tensors
+        normed: Normed = ctx.normed
+        nothing = (None,) * 4
+        if by_y is None:
+            if by_tie is None:
+                return (None,) * 8
+            rectifier, codes, dropped = normed.knot.undo()
+            gradients = rectifier.norm_backward(by_tie, codes, dropped, weight, bias, inverse_std)
+            return None, *gradients, *nothing
+        if normed.late is None or normed.kept is None:
+            raise RuntimeError(
+                f"the output of {normed.name} went into an operation that compress cannot see, as an autograd function "
+                "of your own: open compress('int4') or 'fp32' around that part."
+            )
+        if by_tie is not None:
+            rectifier, codes, dropped = normed.knot.undo()
+            by_y = by_y + rectifier.passed(by_tie, codes, dropped)
+        packed = normed.late.grad_fn.saved_tensors  # type: ignore[union-attr]
+        y = normed.kept.recover(packed).to(torch.float32)
+        x = torch.where(weight == 0, 0, (y - bias) / weight)
+        by_bias = by_y.sum(0, dtype=torch.float32)
+        by_weight = (by_y * x).sum(0)
+        by_x = (weight * inverse_std) * (by_y - (by_bias + x * by_weight) / y.shape[0])
+        return None, by_x.to(ctx.dtype), by_weight.to(weight.dtype), by_bias.to(bias.dtype), *nothing
+
+
+class Late(Function):
+    """Keeps tensors for a backward that was planned without them; `late.grad_fn.saved_tensors` has them again."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> Tensor:
+        """Keeps all `tensors`; `anchor` is any that requires a gradient."""
+        ctx.save_for_backward(*tensors)
+        return anchor.new_empty(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
+        """Nobody's gradient."""
+        return (None,) * (1 + len(ctx.saved_tensors))
+
+
+class Rectify(Function):
+    """`torch.relu`, keeping codes that have the mask and the output's value both."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rectifier: Rectifier,
+        codes: RectifiedCodes,
+        onward: Knot | None,
+        knot: Knot,
+        inplace: bool,
+        x: Tensor,
+        tie: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps the codes of `x`. Returns the result and a tie for dropout, whose knot is `knot`.
+
+        With a `tie` of the batch norm that made x, the gradient goes along that one, with the knot `onward`.
+        """
+        ctx.rectifier, ctx.onward, ctx.knot = rectifier, onward, knot
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*codes)
+        if inplace:
+            ctx.mark_dirty(x)
+        out = x.relu_() if inplace else x.relu()
+        return out, _tie(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_out: Tensor | None, by_tie: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Exact."""
+        codes = ctx.saved_tensors
+        gradient, dropped = by_out, None
+        nothing = (None,) * 5
+        if by_tie is not None:
+            gradient, dropped, ctx.knot.dropped = by_tie, ctx.knot.dropped, None
+            if by_out is not None:
+                gradient, dropped = ctx.rectifier.passed(by_tie, codes, dropped) + by_out, None
+        if gradient is None:
+            return (*nothing, None, None)
+        if ctx.onward is None:
+            return *nothing, ctx.rectifier.passed(gradient, codes, dropped), None
+        onward: Knot = ctx.onward
+        onward.rectifier, onward.codes, onward.dropped = ctx.rectifier, codes, dropped
+        return *nothing, None, gradient
+
+
+class DropRectified(Function):
+    """`F.dropout` of a ReLU's output, whose gradient goes along the ReLU's `tie`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, mask: MaskInUse, knot: Knot, kept: list[Tensor], inplace: bool, x: Tensor, tie: Tensor
+    ) -> Tensor:
+        """Keeps the mask or what it is drawn from, and appends it to `kept`."""
+        ctx.mask, ctx.knot = mask, knot
+        out, of_mask = mask.drawn.draw(x)
+        kept.append(of_mask)
+        ctx.save_for_backward(of_mask)
+        if inplace:
+            ctx.mark_dirty(x)
+            return x.copy_(out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Exact."""
+        (kept,) = ctx.saved_tensors
+        ctx.knot.dropped = ctx.mask.take(kept, gradient.device, last=True)
+        return None, None, None, None, None, gradient
+
+
+class ProductLinear(Function):
+    """`product(A x, weight, bias)` of a sparse A whose A x is not kept: ∂weight = (Aᵀ g)ᵀ x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        product: Callable[..., Tensor],
+        kept: Keeping,
+        packed: tuple[Tensor, ...],
+        symmetry: Symmetry,
+        adjacency: Tensor,
+        aggregated: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """Keeps the adjacency, the weight and `packed`, which `kept` reads x from; `aggregated` is A x."""
+        ctx.kept, ctx.symmetry = kept, symmetry
+        ctx.save_for_backward(adjacency, weight, *packed)
+        return product(aggregated, weight) if bias is None else product(aggregated, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Exact for x and bias, an estimate for the weight."""
+        adjacency, weight, *packed = ctx.saved_tensors
+        by_x = by_weight = by_bias = None
+        if ctx.needs_input_grad[8]:
+            by_bias = gradient.sum(0)
+        if ctx.needs_input_grad[6] or ctx.needs_input_grad[7]:
+            g = transposed_product(adjacency, ctx.symmetry, gradient)
+            if ctx.needs_input_grad[6]:
+                by_x = g @ weight.to(g.dtype)
+            if ctx.needs_input_grad[7]:
+                by_weight = ctx.kept.left_product(g.t(), tuple(packed))
+        return None, None, None, None, None, None, by_x, by_weight, by_bias
+
+
+class Product(Function):
+    """`product(A, x)` of a sparse CSR A that needs no gradient, keeping A alone and not transposing a symmetric one."""
+
+    @staticmethod
+    def forward(ctx: Any, product: Callable[..., Tensor], symmetry: Symmetry, adjacency: Tensor, x: Tensor) -> Tensor:
+        """Keeps nothing that is not the graph's already."""
+        ctx.symmetry = symmetry
+        ctx.save_for_backward(adjacency)
+        return product(adjacency, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor]:
+        """Exact."""
+        (adjacency,) = ctx.saved_tensors
+        return None, None, None, transposed_product(adjacency, ctx.symmetry, gradient)
+
+
+def _tie(out: Tensor) -> Tensor:
+    return out.new_empty(1).expand(out.shape)

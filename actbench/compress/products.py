@@ -1,0 +1,72 @@
+"""Products with the transpose of a sparse matrix, without forming it where the matrix's own form allows."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+
+class Symmetry(Enum):
+    """What relates a sparse matrix A to its transpose."""
+
+    NONE = "none"
+    EQUAL = "equal"
+    """Aᵀ = A, as the symmetric norm of an undirected graph."""
+    BY_ROWS = "by rows"
+    """Aᵢⱼ = aᵢ where the pattern is symmetric, as the mean over neighbours: Aᵀ = diag(1 / a) A diag(a)."""
+
+
+_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def symmetry_of(matrix: Tensor) -> Symmetry:
+    """Which symmetry sparse CSR `matrix` [N, M] has; found once for each, by transposing it."""
+    version, symmetry = _known.get(matrix, (-1, Symmetry.NONE))
+    if version == matrix._version:
+        known: Symmetry = symmetry
+        return known
+    with torch.no_grad():
+        found = _find_symmetry(matrix)
+    _known[matrix] = matrix._version, found
+    return found
+
+
+def transposed_product(matrix: Tensor, symmetry: Symmetry, g: Tensor) -> Tensor:
+    """Aᵀ `g` of sparse CSR A [N, M] and `g` [N, H]: [M, H]; Aᵀ is formed only if A has no symmetry."""
+    product: Tensor
+    if symmetry is Symmetry.NONE:
+        product = matrix.t().to_sparse_csr() @ g
+    elif symmetry is Symmetry.EQUAL:
+        product = matrix @ g
+    else:
+        a = _row_values(matrix).unsqueeze(1)
+        product = (matrix @ (g * a)).div_(a)
+    return product
+
+
+def _find_symmetry(matrix: Tensor) -> Symmetry:
+    if matrix.shape[0] != matrix.shape[1] or matrix.values().dim() != 1:
+        return Symmetry.NONE
+    other = matrix.t().to_sparse_csr()
+    crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
+    if not (torch.equal(crow, other.crow_indices()) and torch.equal(col, other.col_indices())):
+        return Symmetry.NONE
+    if torch.equal(values, other.values()):
+        return Symmetry.EQUAL
+    spread = _row_values(matrix).repeat_interleave(crow.diff(), output_size=values.numel())
+    # The quotient by a row's value must not leave the floats.
+    ordinary = bool((values.abs() > torch.finfo(values.dtype).tiny).all())
+    return Symmetry.BY_ROWS if ordinary and torch.equal(values, spread) else Symmetry.NONE
+
+
+def _row_values(matrix: Tensor) -> Tensor:
+    """The first value of every row, 1 for an empty one: [N]."""
+    crow, values = matrix.crow_indices(), matrix.values()
+    if values.numel() == 0:
+        return values.new_ones(matrix.shape[0])
+    # No boolean index, which would wait for a GPU.
+    first = values[crow[:-1].long().clamp_max(values.numel() - 1)]
+    return torch.where(crow.diff() > 0, first, 1)
