@@ -283,8 +283,8 @@ NAMED: Final = {
         Scheme("exact", bits=2, block=Block(1, in_rows=True), projection=8),
         Scheme("blockwise", bits=2, block=Block(64, in_rows=True), projection=8),
         Scheme("blockwise-vm", bits=2, block=Block(64, in_rows=True), projection=8, levels="clipped-normal"),
-        Scheme("derived", bits=2, block=Block(128), dropout="seed"),
-        Scheme("derived-lean", bits=TRIT_BITS, block=Block(128), dropout="seed"),
+        Scheme("derived", bits=2, block=Block(128), levels="clipped-normal", dropout="seed"),
+        Scheme("derived-lean", bits=TRIT_BITS, block=Block(128), levels="clipped-normal", dropout="seed"),
         Scheme("derived-fine", bits=4, block=Block(128), dropout="seed"),
         # A block per row as EXACT's: what the bits alone change is then what the table shows.
         Scheme("int8", bits=8, block=Block(1, in_rows=True)),

@@ -35,9 +35,17 @@ def level_table(name: str, bits: int, block_length: int) -> tuple[float, ...]:
 
 @lru_cache(maxsize=256)
 def rectified_level_table(name: str, bits: float, block_length: int) -> tuple[float, ...]:
-    """The edges of a rectified code's levels: one symbol less than `bits` have, since code 0 is the mask."""
+    """The edges of a rectified code's levels, of one symbol less than `bits` have, since code 0 is the mask.
+
+    For "clipped-normal" a ReLU's input is normal about 0 with σ = -B / Φ⁻¹(1/G): of the levels that minimise the
+    rounding variance over [-B, B] those from 0 on.
+    """
     symbols = 3 if bits == TRIT_BITS else 2 ** int(bits)
-    return tuple(float(edge) for edge in range(symbols - 1))
+    top = symbols - 2
+    if name == "uniform" or top == 1 or block_length < _SHORTEST_NORMAL_BLOCK:
+        return tuple(float(edge) for edge in range(top + 1))
+    edges = _minimise(2 * top, clipped_normal_sigma(2 * top, block_length))
+    return (0.0, *(float(edge) - top for edge in edges[top + 1 :]))
 
 
 def clipped_normal_sigma(top: int, block_length: int) -> float:
