@@ -1,4 +1,4 @@
-"""What training will take of memory, by arithmetic alone: no graph is loaded and no GPU is asked.
+"""What training will take of memory, by arithmetic alone: no tensor is made and no GPU is asked.
 
 One epoch is walked through as torch runs it: forward, loss, backward, update, evaluation. Every tensor is taken when
 it is made and dropped when nothing holds it any more; the peak is the most that was live at once. docs/estimate.md
@@ -22,7 +22,6 @@ from actbench.errors import UsageError
 from actbench.graphs import Entry
 from actbench.graphs.catalogue import seeded_sizes
 from actbench.models import Architecture, operations
-from actbench.quant import mersenne
 from actbench.quant.launch import fits_tile
 from actbench.quant.layout import mask_bytes
 from actbench.scheme import Scheme
@@ -568,7 +567,8 @@ class _Walk:
                 bits = memory.take(mask_bytes(numel))
                 memory.drop(mask)
             else:
-                bits = self.drawn_on_cpu(numel)
+                # Where torch draws them as int32, that is gone before the output, as large, is made.
+                bits = memory.take(mask_bytes(numel))
                 out = memory.take(self.matrix(step.width))
             kept = [bits]
             if state is not None:
@@ -725,7 +725,7 @@ class _Walk:
                 bits = [memory.take(mask_bytes(numel))]
                 memory.drop(mask)
             else:
-                bits = [self.drawn_on_cpu(numel)]
+                bits = [memory.take(mask_bytes(numel))]
         by_x = memory.take(self.matrix(step.width))
         memory.drop(*bits)
         self.add_gradient(step.inputs[0], by_x)
@@ -779,10 +779,3 @@ class _Walk:
         packed = [memory.take(size) for size in (layout.code_bytes, ends, ends)]
         memory.drop(*u)
         return packed
-
-    def drawn_on_cpu(self, numel: int) -> _Tensor:
-        """A dropout's bits, drawn as such from the generator's state, or as int32 where only torch can draw them."""
-        drawn = self.memory.take(GENERATOR_BYTES["cpu"] if mersenne.matches_torch() else FLOAT_BYTES * numel)
-        bits = self.memory.take(mask_bytes(numel))
-        self.memory.drop(drawn)
-        return bits

@@ -142,7 +142,8 @@ def test_the_normal_distributions_part_of_the_state_stays() -> None:
 
 
 def test_threads_that_draw_from_one_generator_share_its_numbers() -> None:
-    draws, numel = 40, 2000
+    # Large enough for draws to overlap where nothing keeps them apart.
+    draws, numel = 40, 200_000
     together, alone = generator_after(1), generator_after(1)
     with ThreadPoolExecutor(4) as pool:
         drawn = list(pool.map(lambda _: mersenne.draw_bits(numel, 0.5, together).numpy().tobytes(), range(draws)))
