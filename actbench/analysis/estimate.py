@@ -567,7 +567,8 @@ class _Walk:
                 bits = memory.take(mask_bytes(numel))
                 memory.drop(mask)
             else:
-                bits = self.drawn_on_cpu(numel)
+                # Where torch draws them as int32, that is gone before the output, as large, is made.
+                bits = memory.take(mask_bytes(numel))
                 out = memory.take(self.matrix(step.width))
             kept = [bits]
             if state is not None:
@@ -724,7 +725,7 @@ class _Walk:
                 bits = [memory.take(mask_bytes(numel))]
                 memory.drop(mask)
             else:
-                bits = [self.drawn_on_cpu(numel)]
+                bits = [memory.take(mask_bytes(numel))]
         by_x = memory.take(self.matrix(step.width))
         memory.drop(*bits)
         self.add_gradient(step.inputs[0], by_x)
@@ -778,10 +779,3 @@ class _Walk:
         packed = [memory.take(size) for size in (layout.code_bytes, ends, ends)]
         memory.drop(*u)
         return packed
-
-    def drawn_on_cpu(self, numel: int) -> _Tensor:
-        """A dropout's bits, drawn as int32."""
-        drawn = self.memory.take(FLOAT_BYTES * numel)
-        bits = self.memory.take(mask_bytes(numel))
-        self.memory.drop(drawn)
-        return bits

@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from actbench.compress.saved import Keeping, Kept
-from actbench.quant import keep_where, pack_mask, pack_positive, scale_where, unpack_mask
+from actbench.quant import draw_mask, keep_where, pack_mask, pack_positive, scale_where, unpack_mask
 
 
 class Linear(Function):
@@ -216,7 +216,7 @@ class DrawnMask:
             out, mask = torch.native_dropout(x, self._p, True)
             return out, pack_mask(mask) if state is None else state
         if x.is_contiguous() and not x.is_cuda:
-            packed = pack_mask(_draw(x.shape, self._p))
+            packed = draw_mask(x.numel(), 1 - self._p, generator_of(x))
             out = scale_where(x, packed, self.factor)
         else:
             noise = torch.empty_like(x).bernoulli_(1 - self._p).div_(1 - self._p)
@@ -227,7 +227,7 @@ class DrawnMask:
         """Which elements survived, a bit each, of what `draw` kept; on `device`, the dropout's own."""
         if not self._by_seed:
             return kept
-        return pack_mask(_draw_again(self._shape, self._dtype, device, self._p, kept))
+        return _draw_again(self._shape, self._dtype, device, self._p, kept)
 
 
 class Dropout(Function):
@@ -252,11 +252,6 @@ class Dropout(Function):
         return scale_where(gradient, ctx.mask.bits(kept, gradient.device), ctx.mask.factor), None, None
 
 
-def _draw(shape: torch.Size, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Which elements survive a dropout on a CPU, int32: the bits that F.dropout draws for a contiguous tensor."""
-    return torch.empty(shape, dtype=torch.int32, device="cpu").bernoulli_(1 - p, generator=generator)
-
-
 def generator_of(x: Tensor) -> torch.Generator:
     """The generator that a dropout of `x` draws from."""
     return torch.cuda.default_generators[x.get_device()] if x.is_cuda else torch.default_generator
@@ -271,22 +266,22 @@ def _can_be_drawn_again(x: Tensor) -> bool:
 
 
 def _draw_again(shape: torch.Size, dtype: torch.dtype, device: torch.device, p: float, state: Tensor) -> Tensor:
-    """The mask of a dropout of these that began at the generator's `state`.
+    """The bits of a dropout of these that began at the generator's `state`.
 
     On CUDA the device's only generator is set back meanwhile: other threads must not draw from it.
     """
     if device.type == "cpu":
         generator = torch.Generator("cpu")
         generator.set_state(state)
-        return _draw(shape, p, generator)
+        return draw_mask(shape.numel(), 1 - p, generator)
     generator = torch.cuda.default_generators[device.index]
     now = generator.get_state()
     generator.set_state(state)
     try:
-        mask: Tensor = torch.native_dropout(torch.empty(shape, dtype=dtype, device=device), p, True)[1]
+        mask = torch.native_dropout(torch.empty(shape, dtype=dtype, device=device), p, True)[1]
     finally:
         generator.set_state(now)
-    return mask
+    return pack_mask(mask)
 
 
 class SparseProduct(Function):

@@ -1,5 +1,6 @@
 """Quantization: level tables, layout, and one quantizer with a backend for each device."""
 
+from actbench.quant.cpu import draw_mask
 from actbench.quant.packed import (
     Packing,
     Projection,
@@ -20,6 +21,7 @@ __all__ = [
     "RectifiedCodes",
     "Rectifier",
     "dequantize",
+    "draw_mask",
     "keep_where",
     "pack_mask",
     "pack_positive",

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actbench.quant import loops, rectified_loops
+from actbench.quant import loops, mersenne, rectified_loops
 from actbench.quant.layout import CODES_A_BYTE, Layout, RectifiedLayout, mask_bytes
 
 # Handing work to another thread takes as long as some ten thousand values take on this one.
@@ -258,6 +258,16 @@ def pack_mask(mask: Tensor) -> Tensor:
     return packed
 
 
+def draw_mask(numel: int, p: float, generator: torch.Generator) -> Tensor:
+    """Bits of what `torch.empty(numel).bernoulli_(p, generator=generator)` draws: uint8 [⌈numel/8⌉], as `pack_mask`.
+
+    Not while another thread draws from `generator`, unless by this function.
+    """
+    if mersenne.matches_torch():
+        return mersenne.draw_bits(numel, p, generator)
+    return pack_mask(torch.empty(numel, dtype=torch.int32, device=_CPU).bernoulli_(p, generator=generator))
+
+
 def unpack_mask(packed: Tensor, numel: int) -> Tensor:
     """The mask that `pack_mask` packed: bool [numel]."""
     mask = torch.empty(numel, dtype=torch.bool, device=_CPU)
@@ -289,6 +299,7 @@ def compile_loops() -> None:
     packed = project_quantize(x, 4, 8, 2, levels, 0, 0, 1)
     dequantize_unproject(*packed, 8, 8, 4, 8, 2, levels, x.dtype, 0, 0)
     unpack_mask(pack_mask(x > 0), 64)
+    draw_mask(64, 0.5, torch.Generator("cpu"))
     bits = pack_mask(x.to(torch.int32))
     keep_where(x, bits)
     scale_where(x, pack_positive(x), 2.0)

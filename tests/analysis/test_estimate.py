@@ -26,6 +26,7 @@ from actbench.compress import compress, predict_saved_bytes
 from actbench.errors import UsageError
 from actbench.graphs import Entry, Graph, load, sizes_of
 from actbench.models import Architecture, operations
+from actbench.quant import mersenne
 from actbench.report import estimate_table
 from actbench.scheme import Scheme
 from actbench.training import Recipe, Trainer, recipe_for
@@ -114,6 +115,21 @@ def test_peak_against_torchs_allocator(
     rows = 4 * 4 * sum(recipe.architecture.widths(features, classes))
     assert abs(found.peak_bytes - measured) <= WATCHED_FLAGS_BYTES + rows + 1024
     assert found.peak_bytes == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("scheme", ["blockwise", "blockwise:dropout=seed"])
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_dropout_peaks_the_same_whoever_draws_it(scheme: str, ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if ours and not mersenne.matches_torch():
+        pytest.skip("torch draws other numbers here, such as MKL's")
+    monkeypatch.setattr(mersenne, "matches_torch", lambda: ours)
+    graph = random_graph(4000, 8000, 8, 4)
+    recipe = recipe_for("ogbn-arxiv", "gcn").overridden(hidden=256, layers=2, batch_norm=False)
+    found = estimate(workload(graph, recipe), Scheme.parse(scheme))
+    assert found.peak_at == "forward of dropout 1"
+    measured = epoch_peak(graph, recipe, scheme)
+    rows = 4 * 4 * sum(recipe.architecture.widths(8, 4))
+    assert abs(found.peak_bytes - measured) <= WATCHED_FLAGS_BYTES + rows + 1024
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
