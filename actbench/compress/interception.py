@@ -152,6 +152,10 @@ def _fits(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     return True
 
 
+# Nor must it trace this, which looks for the name that a mode had on its stack.
+_fits._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
 @cache
 def _signature(handler: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(handler)
