@@ -157,7 +157,7 @@ FAULTS = (
     ),
     Fault(
         "the long block's warps not joined",
-        "quantize.cu",
+        "rounding.cuh",
         "if (lanes > 32) {",
         "if (false) {",
         GENERIC,
