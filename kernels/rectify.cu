@@ -8,6 +8,8 @@
 
 constexpr int MOST_VALUES = 4096;  // of a tile
 
+struct Tile { alignas(16) float values[MOST_VALUES]; };
+
 // The maximum, or 0, over `top`, rounded up to bfloat16; NaN for a NaN, the infinity above or a scale beyond bfloat16.
 __device__ __forceinline__ unsigned short round_scale(const Range& range, float top) {
     const int high = max(range.top, 0);
@@ -83,7 +85,7 @@ __global__ void __launch_bounds__(256, 4)
                        unsigned long long seed, unsigned long long stream,
                        const __grid_constant__ Table<SYMBOL_BITS<SYMBOLS>> table) {
     constexpr int BITS = SYMBOL_BITS<SYMBOLS>;
-    __shared__ alignas(16) float staged[MOST_VALUES];
+    __shared__ Tile staged;
     // Trits of octets, of which bytes take their fives; the entry behind the last octet is 0.
     __shared__ unsigned short trits[SYMBOLS == 3 ? MOST_VALUES / OCTET + 1 : 1];
     __shared__ Bin bins[1 << BITS];
@@ -95,7 +97,7 @@ __global__ void __launch_bounds__(256, 4)
     for (int at = threadIdx.x * OCTET; at < count; at += blockDim.x * OCTET) {
         float values[OCTET];
         load_octet(x + first + at, count - at, values);
-        store_octet(staged + at, OCTET, values);
+        store_octet(staged.values + at, OCTET, values);
     }
     share_table(table, bins);
     if (threadIdx.x == 0) start = locate(first, block_length);
@@ -107,10 +109,10 @@ __global__ void __launch_bounds__(256, 4)
         for (int others = 0; others < blocks; others += teams) {  // as often for idle teams: their lanes shuffle too
             const int block = others + team, at = min(block * block_length, count - 1);
             const int length = min(block_length, count - at);
-            Range range(staged[at]);
+            Range range(staged.values[at]);
             for (int i = lane * OCTET; i < length; i += lanes * OCTET) {
                 float values[OCTET];
-                load_octet((const float*)staged + at + i, length - i, values);
+                load_octet((const float*)staged.values + at + i, length - i, values);
 #pragma unroll
                 for (int j = 0; j < OCTET; ++j) range.include(values[j]);
             }
@@ -123,7 +125,7 @@ __global__ void __launch_bounds__(256, 4)
 
     for (int at = threadIdx.x * OCTET; at < count; at += blockDim.x * OCTET) {
         float values[OCTET];
-        load_octet((const float*)staged + at, count - at, values);
+        load_octet((const float*)staged.values + at, count - at, values);
         unsigned noise[OCTET];
         philox_pair(seed, stream, (first + at) / 4, noise);
         const Place place = advance(start, at, block_length);

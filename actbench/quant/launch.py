@@ -24,6 +24,9 @@ THREADS = 256
 PRODUCT_THREADS = 128
 """The same of the kernels that multiply by a projection."""
 
+BANDS = 16
+"""Bands of rows that a thread of batch norm's kernels goes over; see norm.cu."""
+
 _TYPES = {torch.float32: "float", torch.float16: "Float16", torch.bfloat16: "BFloat16"}
 _ENTRIES = {torch.float32: "unsigned", torch.float16: "unsigned short", torch.bfloat16: "unsigned short"}
 _OCTET = 8
@@ -43,7 +46,6 @@ _RECTIFIED = (
 _TRITS = 5
 _MOST_VALUES_OF_TILE = 4096
 _OCTETS_RECTIFIED = 2
-_BANDS = 16
 _SIGNS_OF_WARP = 256
 _ROWS_OF_THREAD = 4
 _COLUMN_PAIR = 16
@@ -365,7 +367,7 @@ def partial_shape(rows: int, width: int, threads: int = THREADS) -> tuple[int, i
     """Shape of the float32 sums that `plan_norm_sums` leaves: those of a column are along the first and third one."""
     bands_at_once = threads // _octets_of_band(width)[1]
     rows_of_band = _OCTET // gcd(width, _OCTET)
-    return -(-rows // (rows_of_band * bands_at_once * _BANDS)), 4, rows_of_band, width
+    return -(-rows // (rows_of_band * bands_at_once * BANDS)), 4, rows_of_band, width
 
 
 def plan_norm_sums(
