@@ -364,7 +364,7 @@ def test_norms_are_those_of_the_reference(
 @pytest.mark.parametrize("width", [5, 16])
 def test_a_broken_block_breaks_the_sums_of_its_columns_alone(width: int) -> None:
     # The last octet is ragged when there are 5 columns, and the codes behind its end belong to no column.
-    case = make_rectified("normal", 11 * width, torch.float32, width, parity.RECTIFIED[0], mask=None)
+    case = make_rectified("normal", 11 * width, torch.float32, 3, parity.RECTIFIED[0])
     case.x[-1] = torch.nan
     gradient = parity.make_values("normal", 11 * width, torch.float32, 1).view(11, width)
     parity.check_norm(emulate.emulator(), gradient, case)
@@ -529,7 +529,8 @@ def test_the_end_of_norms_beyond_32_bit_indices() -> None:
     shape = partial_shape(rows, width)
     partial = make_sparse(torch.Size(shape).numel(), torch.float32).view(shape)
     run_end(plan_norm_sums(gradient, codes, scale, partial, *rest), share)
-    sums = partial.sum((0, 2), dtype=torch.float64)
+    # Those of the CTAs before are zeros on pages that are better not read.
+    sums = partial[-(rows - first_row) // 300 :].sum((0, 2), dtype=torch.float64)
     case = parity.Rectified(y, block_length, bits, levels)
     parity.assert_same_sums(sums, gradient[first_row:], packed, case, BANDS + THREADS)
 
