@@ -540,12 +540,12 @@ def _rectified_grid(numel: int, threads: int) -> int:
 
 
 def _symbols(bits: float) -> int:
-    return 3 if CODES_A_BYTE[bits] == _TRITS else 2 ** int(bits)
+    return 3 if CODES_A_BYTE[bits] == _TRITS else 1 << int(bits)
 
 
 def _table_size(bits: float) -> int:
     """Entries of a table of rectified codes in a kernel, where trits have 2 bits."""
-    return 2 ** ceil(bits)
+    return 1 << ceil(bits)
 
 
 def _tile(columns: int, threads: int) -> tuple[int, int]:

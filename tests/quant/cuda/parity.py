@@ -99,7 +99,7 @@ class EdgeCase:
     levels: tuple[float, ...]
     stream: int
     block_length: int = 64
-    bits: float = 2
+    bits: int = 2
 
 
 EDGE_SEED = 7
@@ -133,26 +133,57 @@ EDGE_CASES = (
     EdgeCase("minimum is subnormal and negative", _place(-1e-39, _NO_NOISE, 1.0), _UNIFORM, _NO_NOISE[0]),
 )
 
-_THREE = (0.0, 1.0, 2.0)
-# The last bin's float32 width times its float32 inverse is 1 - 2**-24.
-_SHORT_OF_TWO = (0.0, 2.0 - 1.1015625, 2.0)
-_SHORT_OF_14 = (*map(float, range(13)), 14.0 - 1.1015625, 14.0)
 
-RECTIFIED_EDGE_CASES = (
-    EdgeCase("a subnormal value is positive", _place(1e-40, _NO_NOISE, 1.0), _THREE, _NO_NOISE[0]),
-    EdgeCase("t is subnormal", _place(1e-20, _NO_NOISE, 1e20), _THREE, _NO_NOISE[0]),
-    EdgeCase("the inverse scale is subnormal", _place(1e38, _NO_NOISE, 3.3e38), _THREE, _NO_NOISE[0]),
-    EdgeCase("the maximum is not quite reached", _place(2.0, _FULL_NOISE, 2.0), _SHORT_OF_TWO, _FULL_NOISE[0]),
-    # 14 times the bfloat16 scale 1.3046875, whose float32 inverse is rounded up: t = 14.000001.
-    EdgeCase(
-        "t beyond the top is clamped", _place(18.265625, _FULL_NOISE, 18.265625), _SHORT_OF_14, _FULL_NOISE[0], bits=4
+@dataclass(frozen=True)
+class Rectified:
+    """Everything that the functions of rectified codes take; `mask` are the bits of a dropout, if there is one."""
+
+    x: Tensor
+    block_length: int
+    bits: float
+    levels: tuple[float, ...]
+    mask: Tensor | None = None
+    factor: float = 1.0
+    seed: int = 7
+    stream: int = 3
+
+    @property
+    def how(self) -> tuple[int, float, tuple[float, ...]]:
+        return self.block_length, self.bits, self.levels
+
+    @property
+    def dropped(self) -> tuple[Tensor | None, float]:
+        return self.mask, self.factor
+
+
+_TWO_BITS = 2, (0.0, 1.0, 2.0)
+# As for _SHORT_OF_ONE.
+_SHORT_OF_TWO = 2, (0.0, 2.0 - 1.1015625, 2.0)
+_SHORT_OF_14 = 4, (*map(float, range(13)), 14.0 - 1.1015625, 14.0)
+# 14 times the bfloat16 scale 1.3046875, whose float32 inverse is rounded up: t = 14.000001.
+_BEYOND_14 = 18.265625
+
+
+def _rectified_edge(x: Tensor, how: tuple[float, tuple[float, ...]], stream: int = 0) -> Rectified:
+    return Rectified(x, 64, *how, seed=EDGE_SEED, stream=stream)
+
+
+RECTIFIED_EDGE_CASES = {
+    "a subnormal value is positive": _rectified_edge(_place(1e-40, _NO_NOISE, 1.0), _TWO_BITS, _NO_NOISE[0]),
+    "t is subnormal": _rectified_edge(_place(1e-20, _NO_NOISE, 1e20), _TWO_BITS, _NO_NOISE[0]),
+    "the inverse scale is subnormal": _rectified_edge(_place(1e38, _NO_NOISE, 3.3e38), _TWO_BITS, _NO_NOISE[0]),
+    "the maximum is not quite reached": _rectified_edge(_place(2.0, _FULL_NOISE, 2.0), _SHORT_OF_TWO, _FULL_NOISE[0]),
+    "t beyond the top is clamped": _rectified_edge(
+        _place(_BEYOND_14, _FULL_NOISE, _BEYOND_14), _SHORT_OF_14, _FULL_NOISE[0]
     ),
-    EdgeCase("the largest maximum that counts as 0", _place(2.0**-81, _FULL_NOISE, 2.0**-80 - 2.0**-104), _THREE, 0),
-    EdgeCase("the smallest maximum that does not", _place(2.0**-81, _FULL_NOISE, 2.0**-80), _THREE, 0),
-    EdgeCase("the infinity below is no maximum", _place(-torch.inf, _FULL_NOISE, 1.0), _THREE, 0),
-    EdgeCase("a scale beyond bfloat16", torch.full((64,), torch.finfo(torch.float32).max), (0.0, 1.0), 0, bits=1.6),
-    EdgeCase("a NaN with its sign set", torch.full((64,), -1, dtype=torch.int32).view(torch.float32), _THREE, 0),
-)
+    "the largest maximum that counts as 0": _rectified_edge(
+        _place(2.0**-81, _FULL_NOISE, 2.0**-80 - 2.0**-104), _TWO_BITS
+    ),
+    "the smallest maximum that does not": _rectified_edge(_place(2.0**-81, _FULL_NOISE, 2.0**-80), _TWO_BITS),
+    "the infinity below is no maximum": _rectified_edge(_place(-torch.inf, _FULL_NOISE, 1.0), _TWO_BITS),
+    "a scale beyond bfloat16": _rectified_edge(torch.full((64,), torch.finfo(torch.float32).max), (1.6, (0.0, 1.0))),
+    "a NaN with its sign set": _rectified_edge(torch.full((64,), -1, dtype=torch.int32).view(torch.float32), _TWO_BITS),
+}
 
 KINDS = ("normal", "constant", "zeros", "subnormal", "tiny and large", "huge", "broken", "integers")
 
@@ -299,28 +330,6 @@ def check_masked(machine: Runs, x: Tensor, mask: Tensor, factor: float, threads:
         output.assert_intact()
 
 
-@dataclass(frozen=True)
-class Rectified:
-    """Everything that the functions of rectified codes take; `mask` are the bits of a dropout, if there is one."""
-
-    x: Tensor
-    block_length: int
-    bits: float
-    levels: tuple[float, ...]
-    mask: Tensor | None = None
-    factor: float = 1.0
-    seed: int = 7
-    stream: int = 3
-
-    @property
-    def how(self) -> tuple[int, float, tuple[float, ...]]:
-        return self.block_length, self.bits, self.levels
-
-    @property
-    def dropped(self) -> tuple[Tensor | None, float]:
-        return self.mask, self.factor
-
-
 def make_mask(numel: int, kept: float = 0.7) -> Tensor:
     """Bits of `numel` values, `kept` of which are set."""
     return reference.pack_mask(torch.rand(numel, generator=torch.Generator().manual_seed(4)) < kept)
@@ -339,8 +348,8 @@ def check_rectified(machine: Runs, case: Rectified, threads: int = THREADS) -> N
     assert_same(codes.tensor, expected[0], "codes")
     assert_same(flag.tensor, expected_flag, "broken flags")
     out, passed = Guarded(x.numel(), x.dtype), Guarded(x.numel(), x.dtype)
-    machine.run(plan_dequantize_rectified(*expected, out.tensor, *case.how, *case.dropped, threads))
-    values = reference.dequantize_rectified(*expected, x.numel(), *case.how, x.dtype, *case.dropped)
+    machine.run(plan_dequantize_rectified(expected[0], expected[1], out.tensor, *case.how, *case.dropped, threads))
+    values = reference.dequantize_rectified(expected[0], expected[1], x.numel(), *case.how, x.dtype, *case.dropped)
     assert_same(out.tensor, values, "values")
     # The negative too, so that a gradient has all signs where the codes are positive.
     gradient = torch.where(torch.arange(x.numel()).view(x.shape) % 2 == 0, x, -x)
@@ -355,8 +364,8 @@ def assert_same_sums(
     actual: Tensor, gradient: Tensor, packed: tuple[Tensor, Tensor], case: Rectified, additions: int
 ) -> None:
     """Sums of `norm_sums` are as near to the oracle's as `additions` float32 additions of each term leave them."""
-    expected = reference.norm_sums(gradient, *packed, *case.how, *case.dropped)
-    sizes = reference.norm_sums(gradient.abs(), *packed, *case.how, case.mask, abs(case.factor))
+    expected = reference.norm_sums(gradient, packed[0], packed[1], *case.how, *case.dropped)
+    sizes = reference.norm_sums(gradient.abs(), packed[0], packed[1], *case.how, case.mask, abs(case.factor))
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
     # Each float32 addition is off by 2**-24 of what it makes, at most the sum of all sizes so far.
@@ -376,15 +385,17 @@ def check_norm(machine: Runs, gradient: Tensor, case: Rectified, threads: int = 
     packed = reference.quantize_rectified(case.x, *case.how, case.seed, case.stream)
     shape = partial_shape(rows, width, threads)
     partial = Guarded(torch.Size(shape).numel(), torch.float32)
-    machine.run(plan_norm_sums(gradient, *packed, partial.tensor, *case.how, *case.dropped, threads))
+    machine.run(plan_norm_sums(gradient, packed[0], packed[1], partial.tensor, *case.how, *case.dropped, threads))
     sums = partial.tensor.view(shape).sum((0, 2), dtype=torch.float64)
     assert_same_sums(sums, gradient, packed, case, BANDS + threads)
     coefficients = make_values("normal", 4 * width, torch.float32, 9).view(4, width)
     out = Guarded(rows * width, gradient.dtype)
     machine.run(
-        plan_norm_gradient(gradient, *packed, coefficients, out.tensor, *case.how, *case.dropped, threads=threads)
+        plan_norm_gradient(
+            gradient, packed[0], packed[1], coefficients, out.tensor, *case.how, *case.dropped, threads=threads
+        )
     )
-    expected = reference.norm_gradient(gradient, *packed, *case.how, coefficients, *case.dropped)
+    expected = reference.norm_gradient(gradient, packed[0], packed[1], *case.how, coefficients, *case.dropped)
     assert_same(out.tensor, expected.view(-1), "gradients")
     partial.assert_intact()
     out.assert_intact()

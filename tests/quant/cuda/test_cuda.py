@@ -112,13 +112,13 @@ def test_rectified_codes(
         parity.assert_same(one, other, what)
     parity.assert_same(cuda.quantize_rectified(x, *parameters, 7, 3)[0], expected[0], "codes")
     values = cuda.dequantize_rectified(*actual, x.numel(), *parameters, torch.float16, *dropped)
-    oracle = reference.dequantize_rectified(*expected, x.numel(), *parameters, torch.float16, *dropped)
+    oracle = reference.dequantize_rectified(expected[0], expected[1], x.numel(), *parameters, torch.float16, *dropped)
     parity.assert_same(values, oracle, "values")
     passed = cuda.pass_rectified(x, actual[0], bits, *dropped)
     parity.assert_same(passed, reference.pass_rectified(x, expected[0], bits, *dropped), "gradients")
     coefficients = parity.make_values("normal", 4 * 12, torch.float32, 2).view(4, 12)
     gradient = cuda.norm_gradient(x, *actual, *parameters, coefficients, *dropped)
-    oracle = reference.norm_gradient(x, *expected, *parameters, coefficients, *dropped)
+    oracle = reference.norm_gradient(x, expected[0], expected[1], *parameters, coefficients, *dropped)
     parity.assert_same(gradient, oracle, "gradients")
 
 

@@ -66,11 +66,7 @@ def check_project(
 
 
 def check_rectified_edge(name: str) -> Callable[[parity.Runs], None]:
-    case = next(case for case in parity.RECTIFIED_EDGE_CASES if case.name == name)
-    rectified = parity.Rectified(
-        case.x, case.block_length, case.bits, case.levels, seed=parity.EDGE_SEED, stream=case.stream
-    )
-    return lambda machine: parity.check_rectified(machine, rectified)
+    return lambda machine: parity.check_rectified(machine, parity.RECTIFIED_EDGE_CASES[name])
 
 
 def check_rectified(
