@@ -60,26 +60,12 @@ template <class T>
 __global__ void __launch_bounds__(256)
     find_ranges(const T* __restrict__ x, unsigned short* __restrict__ minimum, unsigned short* __restrict__ scale,
                 int* broken, long long numel, int block_length, int lane_bits, float top) {
-    __shared__ int tops[8];
-    __shared__ unsigned mosts[8], leasts[8];
+    __shared__ Joint joint;
     const long long block = (blockIdx.x * (long long)blockDim.x + threadIdx.x) >> lane_bits;
     const int lanes = 1 << lane_bits, lane = threadIdx.x & (lanes - 1);
     const long long first = min(block * block_length, numel - 1);
     const int length = (int)min((long long)block_length, numel - first);
-
-    Range range(to_float(x[first]));
-    for (int i = lane; i < length; i += lanes) range.include(to_float(x[first + i]));
-    range.include_lanes(min(lanes, 32));
-    if (lanes > 32) {
-        if (threadIdx.x % 32 == 0) {
-            const int warp = threadIdx.x / 32;
-            tops[warp] = range.top;
-            mosts[warp] = range.most;
-            leasts[warp] = range.least;
-        }
-        __syncthreads();
-        for (int i = 0; i < lanes / 32; ++i) range.include(tops[i], mosts[i], leasts[i]);
-    }
+    const Range range = find_range(x + first, length, lane, lanes, joint);
     if (lane == 0 && block * block_length < numel)
         store_metadata(round_range(range, top), block, minimum, scale, broken);
 }

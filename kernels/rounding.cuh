@@ -36,6 +36,31 @@ struct Range {
     __device__ __forceinline__ int high() const { return top < 0 ? (int)least : top; }
 };
 
+// What the warps of a CTA found of a block that they share.
+struct Joint {
+    int tops[8];
+    unsigned mosts[8], leasts[8];
+};
+
+// The range of the `length` values from `x` on, searched by a team of `lanes`: within a warp, or all of the CTA.
+template <class T>
+__device__ __forceinline__ Range find_range(const T* x, int length, int lane, int lanes, Joint& joint) {
+    Range range(to_float(x[0]));
+    for (int i = lane; i < length; i += lanes) range.include(to_float(x[i]));
+    range.include_lanes(min(lanes, 32));
+    if (lanes > 32) {
+        if (threadIdx.x % 32 == 0) {
+            const int warp = threadIdx.x / 32;
+            joint.tops[warp] = range.top;
+            joint.mosts[warp] = range.most;
+            joint.leasts[warp] = range.least;
+        }
+        __syncthreads();
+        for (int i = 0; i < lanes / 32; ++i) range.include(joint.tops[i], joint.mosts[i], joint.leasts[i]);
+    }
+    return range;
+}
+
 struct Metadata { unsigned short minimum, scale; };  // bfloat16 patterns
 
 __device__ __forceinline__ bool is_finite(int bits) { return (bits & 0x7F800000) != 0x7F800000; }
@@ -71,15 +96,9 @@ struct Grid {
     }
 };
 
-// Adds the code of a value to `codes`, at bit `shift`.
-template <int BITS>
-__device__ __forceinline__ void round_stochastically(float value, const Grid& grid, unsigned noise, const Bin* bins,
-                                                     int shift, Codes<BITS>& codes) {
+// The code that `t`, the pattern of a float up to the top edge, is rounded to.
+template <int BITS> __device__ __forceinline__ int round_in_bin(int t, unsigned noise, const Bin* bins) {
     constexpr int TOP = (1 << BITS) - 1;
-    // Float comparisons would flush subnormals; on the patterns they are exact. A negative t is a subnormal above
-    // a minimum that was flushed: it falls into bin 0 and is never rounded up.
-    const int t = min(__float_as_int(multiply(subtract(value, grid.minimum), grid.inverse_scale)),
-                      __float_as_int((float)TOP));
     int bin = 0;
     if constexpr (BITS <= 2) {  // no look-up waits for another
 #pragma unroll
@@ -91,8 +110,19 @@ __device__ __forceinline__ void round_stochastically(float value, const Grid& gr
     }
     const float part = multiply(subtract(__int_as_float(t), bins[bin].edge), bins[bin].inverse_width);
     const float uniform = multiply((float)(noise >> 8), 1.0f / (1 << 24));
-    codes += (Codes<BITS>)bin << shift;
-    if (__float_as_int(uniform) < __float_as_int(part)) codes += (Codes<BITS>)1 << shift;
+    return __float_as_int(uniform) < __float_as_int(part) ? bin + 1 : bin;
+}
+
+// Adds the code of a value to `codes`, at bit `shift`.
+template <int BITS>
+__device__ __forceinline__ void round_stochastically(float value, const Grid& grid, unsigned noise, const Bin* bins,
+                                                     int shift, Codes<BITS>& codes) {
+    constexpr int TOP = (1 << BITS) - 1;
+    // Float comparisons would flush subnormals; on the patterns they are exact. A negative t is a subnormal above
+    // a minimum that was flushed: it falls into bin 0 and is never rounded up.
+    const int t = min(__float_as_int(multiply(subtract(value, grid.minimum), grid.inverse_scale)),
+                      __float_as_int((float)TOP));
+    codes += (Codes<BITS>)round_in_bin<BITS>(t, noise, bins) << shift;
 }
 
 template <int BITS> __device__ __forceinline__ void share_table(const Table<BITS>& table, Bin* bins) {

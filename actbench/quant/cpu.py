@@ -208,7 +208,7 @@ def norm_sums(
         1,
         _VALUES_A_THREAD // width,
     )
-    return torch.from_numpy(np.sum(parts, axis=0))
+    return torch.from_numpy(sum(parts, np.zeros((4, width))))
 
 
 def norm_gradient(
@@ -372,7 +372,7 @@ def _share_bytes(function: Callable[..., Any], *arguments: Any) -> None:
 
 
 def _share(function: Callable[..., Any], arguments: tuple[Any, ...], count: int, step: int, least: int) -> list[Any]:
-    """`function(*arguments, first, last)` on parts of 0 … count - 1, one a thread; their results.
+    """`function(*arguments, first, last)` on parts of 0 … count - 1, one a thread; their results in order.
 
     Parts begin on multiples of `step` and are not much shorter than `least`.
     """
@@ -382,7 +382,7 @@ def _share(function: Callable[..., Any], arguments: tuple[Any, ...], count: int,
     run = _team() if len(waiting) > 1 else None
     if run is None:
         return [function(*arguments, *part) for part in waiting]
-    results: list[Any] = []
+    results: dict[int, Any] = {}
     errors: list[BaseException] = []
     finished: set[int] = set()
 
@@ -394,7 +394,7 @@ def _share(function: Callable[..., Any], arguments: tuple[Any, ...], count: int,
                     part = waiting.pop()
                 except IndexError:
                     break
-                results.append(function(*arguments, *part))
+                results[part[0]] = function(*arguments, *part)
             finished.add(threading.get_ident())
         except BaseException as error:
             errors.append(error)
@@ -405,7 +405,8 @@ def _share(function: Callable[..., Any], arguments: tuple[Any, ...], count: int,
     if threading.get_ident() not in finished:
         # ctypes prints what interrupts a callback before its first line, and forgets it.
         raise KeyboardInterrupt
-    return results
+    # Whichever thread was first: sums of results have the same bits every time.
+    return [results[first] for first in sorted(results)]
 
 
 _WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)

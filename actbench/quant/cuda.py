@@ -16,18 +16,24 @@ from actbench.errors import DeviceError
 from actbench.quant.launch import (
     Launch,
     fits_tile,
+    partial_shape,
     plan_dequantize,
+    plan_dequantize_rectified,
     plan_dequantize_unproject,
     plan_keep_where,
+    plan_norm_gradient,
+    plan_norm_sums,
     plan_pack_mask,
     plan_pack_positive,
+    plan_pass_rectified,
     plan_project_quantize,
     plan_projection,
     plan_quantize,
+    plan_quantize_rectified,
     plan_scale_where,
     plan_unpack_mask,
 )
-from actbench.quant.layout import Layout, mask_bytes
+from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
 from actbench.quant.sources import compile_options, cupy_extra, kernel_folder
 
 try:
@@ -127,6 +133,109 @@ def dequantize_unproject(
     return out
 
 
+def quantize_rectified(
+    x: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    seed: int,
+    stream: int,
+    broken: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rectified codes of contiguous `x` (float32, float16 or bfloat16, any shape), a ReLU's input or output.
+
+    Returns packed codes uint8 [⌈numel·bits/8⌉] and the blocks' scales, bfloat16 [blocks]. `broken` is that of
+    `quantize`.
+    """
+    _require_contiguous(x)
+    layout = RectifiedLayout(x.numel(), block_length, bits)
+    codes = torch.empty(layout.code_bytes, dtype=torch.uint8, device=x.device)
+    scale = torch.empty(layout.blocks, dtype=torch.bfloat16, device=x.device)
+    _run(plan_quantize_rectified(x, codes, scale, block_length, bits, levels, seed, stream, broken), x.device)
+    return codes, scale
+
+
+def dequantize_rectified(
+    codes: Tensor,
+    scale: Tensor,
+    numel: int,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    dtype: torch.dtype,
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """What `quantize_rectified` packed, `dtype` [numel]: the estimate of a ReLU's output.
+
+    With `mask`, bits of a dropout that came after, that of the dropout's output: times the float32 of `factor` where
+    its bit is set, 0 elsewhere.
+    """
+    _require_contiguous(codes, scale, *_given(mask))
+    out = torch.empty(numel, dtype=dtype, device=codes.device)
+    _run(plan_dequantize_rectified(codes, scale, out, block_length, bits, levels, mask, factor), codes.device)
+    return out
+
+
+def pass_rectified(
+    gradient: Tensor, codes: Tensor, bits: float, mask: Tensor | None = None, factor: float = 1.0
+) -> Tensor:
+    """Contiguous `gradient` by a ReLU's output, or by that of the dropout after it, as gradient by the ReLU's input.
+
+    Exact: times the float32 of `factor` where the code is not 0 and, with `mask`, its bit is set; 0 elsewhere.
+    """
+    _require_contiguous(gradient, codes, *_given(mask))
+    out = torch.empty_like(gradient)
+    _run(plan_pass_rectified(gradient, codes, out, bits, mask, factor), gradient.device)
+    return out
+
+
+def norm_sums(
+    gradient: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """What batch norm's backward needs of every column, float64 [4, C]: Σ g, Σ g ŷ, Σ ŷ and how many ŷ are positive.
+
+    `gradient` [N, C] is as in `pass_rectified`, g what that makes of it, ŷ the estimate of the ReLU's output. The same
+    call gives the same bits: float32 sums over the rows of a thread block, kept for the time of the call, are added in
+    float64.
+    """
+    _require_contiguous(gradient, codes, scale, *_given(mask))
+    rows, width = gradient.shape
+    partial = torch.empty(partial_shape(rows, width), dtype=torch.float32, device=gradient.device)
+    _run(plan_norm_sums(gradient, codes, scale, partial, block_length, bits, levels, mask, factor), gradient.device)
+    return partial.sum((0, 2), dtype=torch.float64)
+
+
+def norm_gradient(
+    gradient: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    coefficients: Tensor,
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+) -> Tensor:
+    """Gradient by a batch norm's input, the gradient's dtype [N, C]: of `gradient` and the codes as in `norm_sums`.
+
+    `coefficients` are float32 [4, C], a, b, c, d: a g - b - c ŷ where ŷ is positive and d elsewhere, each operation one
+    float32 rounding.
+    """
+    _require_contiguous(gradient, codes, scale, coefficients, *_given(mask))
+    out = torch.empty_like(gradient)
+    rest = block_length, bits, levels, mask, factor
+    _run(plan_norm_gradient(gradient, codes, scale, coefficients, out, *rest), gradient.device)
+    return out
+
+
 def pack_positive(x: Tensor) -> Tensor:
     """Bits of ¬(x <= 0) of contiguous `x`, lowest first: uint8 [⌈numel/8⌉]; a NaN's bit is set."""
     _require_contiguous(x)
@@ -210,6 +319,10 @@ def _compile(source: str, kernel: str, _device: int) -> Any:
     text = (kernel_folder() / source).read_text(encoding="utf-8")
     module = cupy.RawModule(code=text, options=compile_options(), name_expressions=(kernel,))
     return module.get_function(kernel)
+
+
+def _given(mask: Tensor | None) -> tuple[Tensor, ...]:
+    return () if mask is None else (mask,)
 
 
 def _require_contiguous(*tensors: Tensor) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from math import lcm
+from math import ceil, gcd, lcm
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from actbench.quant.layout import CODES_A_BYTE
 
 Argument = np.generic | npt.NDArray[Any]
 """A scalar, or a structure that a kernel takes by value as an array of one entry; pointers are uint64."""
@@ -22,6 +24,9 @@ THREADS = 256
 PRODUCT_THREADS = 128
 """The same of the kernels that multiply by a projection."""
 
+BANDS = 16
+"""Bands of rows that a thread of batch norm's kernels goes over; see norm.cu."""
+
 _TYPES = {torch.float32: "float", torch.float16: "Float16", torch.bfloat16: "BFloat16"}
 _ENTRIES = {torch.float32: "unsigned", torch.float16: "unsigned short", torch.bfloat16: "unsigned short"}
 _OCTET = 8
@@ -31,6 +36,16 @@ _OCTETS_DEQUANTIZED = 2
 _MASK_PIECE = 16
 _OCTETS_MASKED = 2
 _MASKED = "pack_positive", "keep_where", "scale_where"
+_RECTIFIED = (
+    ("rectify.cu", "quantize_rectified"),
+    ("rectified.cu", "dequantize_rectified"),
+    ("rectified.cu", "pass_rectified"),
+    ("norm.cu", "norm_sums"),
+    ("norm.cu", "norm_gradient"),
+)
+_TRITS = 5
+_MOST_VALUES_OF_TILE = 4096
+_OCTETS_RECTIFIED = 2
 _SIGNS_OF_WARP = 256
 _ROWS_OF_THREAD = 4
 _COLUMN_PAIR = 16
@@ -74,7 +89,7 @@ def plan_quantize(
     shape = np.int64(numel), np.int32(block_length)
     noise = _unsigned(seed), _unsigned(stream), _bins(levels)
     outputs = _pointer(codes), _pointer(minimum), _pointer(scale)
-    flag = np.uint64(0) if broken is None else _pointer(broken)
+    flag = _pointer_or_null(broken)
     if block_length % _OCTET == 0 and block_length <= _LONGEST_IN_REGISTERS:
         octets = block_length // _OCTET
         held = 1 if octets == 1 else 2 if octets <= 4 else 4
@@ -162,7 +177,7 @@ def plan_project_quantize(
     tile = np.int32(row_groups), np.int32(column_pairs), _factor(projected), _unsigned(seed), _unsigned(sign_stream)
     if u is None:
         tile_rows = _rows_at_once(projected, block_length, threads)
-        flag = np.uint64(0) if broken is None else _pointer(broken)
+        flag = _pointer_or_null(broken)
         return [
             Launch(
                 "project.cu",
@@ -250,6 +265,155 @@ def plan_dequantize_unproject(
     ]
 
 
+def plan_quantize_rectified(
+    x: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    seed: int,
+    stream: int,
+    broken: Tensor | None = None,
+    threads: int = THREADS,
+) -> list[Launch]:
+    """Launches that write rectified codes of `x` to `codes` and `scale`, in this order; else as `plan_quantize`."""
+    numel = x.numel()
+    if numel == 0:
+        return []
+    dtype, symbols = _TYPES[x.dtype], _symbols(bits)
+    flag = _pointer_or_null(broken)
+    shape = np.int64(numel), np.int32(block_length)
+    whole = lcm(_OCTET, CODES_A_BYTE[bits])
+    blocks, unit = -(-numel // block_length), lcm(whole, block_length)
+    launches = []
+    if unit > _MOST_VALUES_OF_TILE:
+        lane_bits = _bits_of(threads) if block_length > _LONGEST_IN_REGISTERS else _lane_bits_in_warp(block_length)
+        launches.append(
+            Launch(
+                "rectify.cu",
+                f"find_scales<{dtype}>",
+                -(-blocks // (threads >> lane_bits)),
+                threads,
+                (_pointer(x), _pointer(scale), flag, *shape, np.int32(lane_bits), np.float32(symbols - 2)),
+            )
+        )
+        unit = whole
+    tile = max(threads * _OCTET // unit, 1) * unit
+    launches.append(
+        Launch(
+            "rectify.cu",
+            f"quantize_rectified<{dtype}, {symbols}>",
+            -(-numel // tile),
+            threads,
+            (
+                _pointer(x),
+                _pointer(codes),
+                _pointer(scale),
+                flag,
+                *shape,
+                np.int32(_lane_bits_in_warp(block_length)),
+                np.int32(tile),
+                np.int32(not launches),
+                _unsigned(seed),
+                _unsigned(stream),
+                _bins(levels, _table_size(bits)),
+            ),
+        )
+    )
+    return launches
+
+
+def plan_dequantize_rectified(
+    codes: Tensor,
+    scale: Tensor,
+    out: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+    threads: int = THREADS,
+) -> list[Launch]:
+    """Launches that write the values of `codes` and `scale`, after a dropout's `mask`, to `out`."""
+    if out.numel() == 0:
+        return []
+    pointers = _pointer(codes), _pointer(scale), _pointer_or_null(mask), _pointer(out)
+    rest = np.int64(out.numel()), np.int32(block_length), np.float32(factor), _estimates(levels, bits)
+    name = f"dequantize_rectified<{_TYPES[out.dtype]}, {_symbols(bits)}>"
+    return [Launch("rectified.cu", name, _rectified_grid(out.numel(), threads), threads, (*pointers, *rest))]
+
+
+def plan_pass_rectified(
+    gradient: Tensor,
+    codes: Tensor,
+    out: Tensor,
+    bits: float,
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+    threads: int = THREADS,
+) -> list[Launch]:
+    """Launches that write what `codes` and a dropout's `mask` pass on of `gradient` to `out`."""
+    numel = gradient.numel()
+    if numel == 0:
+        return []
+    pointers = _pointer(gradient), _pointer(codes), _pointer_or_null(mask), _pointer(out)
+    name = f"pass_rectified<{_TYPES[gradient.dtype]}, {_symbols(bits)}>"
+    rest = np.int64(numel), np.float32(factor)
+    return [Launch("rectified.cu", name, _rectified_grid(numel, threads), threads, (*pointers, *rest))]
+
+
+def partial_shape(rows: int, width: int, threads: int = THREADS) -> tuple[int, int, int, int]:
+    """Shape of the float32 sums that `plan_norm_sums` leaves: those of a column are along the first and third one."""
+    bands_at_once = threads // _octets_of_band(width)[1]
+    rows_of_band = _OCTET // gcd(width, _OCTET)
+    return -(-rows // (rows_of_band * bands_at_once * BANDS)), 4, rows_of_band, width
+
+
+def plan_norm_sums(
+    gradient: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    partial: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+    threads: int = THREADS,
+) -> list[Launch]:
+    """Launches that write Σ g, Σ g ŷ, Σ ŷ and the count of positive ŷ over some rows each to `partial`.
+
+    Its shape is `partial_shape`, so that `threads` has an influence on which rows are summed together.
+    """
+    if gradient.numel() == 0:
+        return []
+    pointers = _pointer(gradient), _pointer(codes), _pointer(scale), _pointer_or_null(mask), _pointer(partial)
+    return _plan_norm("norm_sums", gradient, pointers, False, block_length, bits, levels, factor, threads)
+
+
+def plan_norm_gradient(
+    gradient: Tensor,
+    codes: Tensor,
+    scale: Tensor,
+    coefficients: Tensor,
+    out: Tensor,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    mask: Tensor | None = None,
+    factor: float = 1.0,
+    threads: int = THREADS,
+) -> list[Launch]:
+    """Launches that write a g - b - c ŷ where ŷ is positive, d elsewhere, to `out`; `coefficients` are [4, C]."""
+    if gradient.numel() == 0:
+        return []
+    pointers = _pointer(gradient), _pointer(codes), _pointer(scale), _pointer_or_null(mask)
+    outputs = _pointer(coefficients), _pointer(out)
+    kernel = "norm_gradient"
+    return _plan_norm(kernel, gradient, (*pointers, *outputs), True, block_length, bits, levels, factor, threads)
+
+
 def plan_pack_positive(x: Tensor, packed: Tensor, threads: int = THREADS) -> list[Launch]:
     """Launches that write to `packed` which values of `x` are not at or below 0."""
     return _plan_octets_masked("pack_positive", x, (_pointer(x), _pointer(packed)), (), threads)
@@ -308,6 +472,9 @@ def kernel_names() -> list[tuple[str, str]]:
     names += [("project.cu", f"project<{dtype}>") for dtype in types]
     names += [("mask.cu", "pack_mask"), ("mask.cu", "unpack_mask")]
     names += [("mask.cu", f"{kernel}<{dtype}>") for kernel in _MASKED for dtype in types]
+    names += [("rectify.cu", f"find_scales<{dtype}>") for dtype in types]
+    for dtype, symbols in product(types, (3, 4, 16, 256)):
+        names += [(source, f"{kernel}<{dtype}, {symbols}>") for source, kernel in _RECTIFIED]
     return names + [("projection.cu", f"fill_projection<{entry}>") for entry in ("unsigned", "unsigned short")]
 
 
@@ -327,6 +494,58 @@ def _plan_octets_masked(
     grid = -(-numel // (threads * _OCTET * _OCTETS_MASKED))
     name = f"{kernel}<{_TYPES[values.dtype]}>"
     return [Launch("mask.cu", name, grid, threads, (*pointers, np.int64(numel), *rest))]
+
+
+def _plan_norm(
+    kernel: str,
+    gradient: Tensor,
+    pointers: tuple[Argument, ...],
+    takes_width: bool,
+    block_length: int,
+    bits: float,
+    levels: tuple[float, ...],
+    factor: float,
+    threads: int,
+) -> list[Launch]:
+    rows, width = gradient.shape
+    octets, lanes = _octets_of_band(width)
+    shape = np.int64(gradient.numel()), np.int64(octets * _OCTET), *((np.int32(width),) if takes_width else ())
+    return [
+        Launch(
+            "norm.cu",
+            f"{kernel}<{_TYPES[gradient.dtype]}, {_symbols(bits)}>",
+            partial_shape(rows, width, threads)[0] * -(-octets // lanes),
+            threads,
+            (
+                *pointers,
+                *shape,
+                np.int32(lanes),
+                np.int32(block_length),
+                np.float32(factor),
+                _estimates(levels, bits),
+            ),
+        )
+    ]
+
+
+def _octets_of_band(width: int) -> tuple[int, int]:
+    """Octets of the fewest rows that are whole ones, and how many of them a CTA takes, at most a warp."""
+    octets = width // gcd(width, _OCTET)
+    # As many in every CTA as can be, so that the last one is not nearly idle.
+    return octets, -(-octets // -(-octets // _WARP))
+
+
+def _rectified_grid(numel: int, threads: int) -> int:
+    return -(-numel // (threads * _OCTET * _OCTETS_RECTIFIED))
+
+
+def _symbols(bits: float) -> int:
+    return 3 if CODES_A_BYTE[bits] == _TRITS else 1 << int(bits)
+
+
+def _table_size(bits: float) -> int:
+    """Entries of a table of rectified codes in a kernel, where trits have 2 bits."""
+    return 1 << ceil(bits)
 
 
 def _tile(columns: int, threads: int) -> tuple[int, int]:
@@ -358,6 +577,10 @@ def _pointer(tensor: Tensor) -> np.uint64:
     return np.uint64(tensor.data_ptr())
 
 
+def _pointer_or_null(tensor: Tensor | None) -> np.uint64:
+    return np.uint64(0) if tensor is None else _pointer(tensor)
+
+
 def _unsigned(number: int) -> np.uint64:
     return np.uint64(number & 0xFFFF_FFFF_FFFF_FFFF)
 
@@ -374,12 +597,17 @@ def _edges(levels: tuple[float, ...]) -> npt.NDArray[Any]:
     return table
 
 
+def _estimates(levels: tuple[float, ...], bits: float) -> npt.NDArray[Any]:
+    """What every rectified code stands for, in units of the scale."""
+    return _edges((0.0, *levels, *(_table_size(bits) - 1 - len(levels)) * (0.0,)))
+
+
 @lru_cache(maxsize=256)
-def _bins(levels: tuple[float, ...]) -> npt.NDArray[Any]:
-    """`Table` of quantize.cu: a bin's lower edge and inverse width; the top edge becomes out of reach."""
+def _bins(levels: tuple[float, ...], size: int | None = None) -> npt.NDArray[Any]:
+    """`Table` of rounding.cuh, of `size` entries: a bin's lower edge and inverse width; the rest is out of reach."""
     edges = np.array(levels, dtype=np.float32)
-    table = np.zeros((), dtype=[("bins", np.float32, (len(levels), 2))])
-    table["bins"][:-1, 0] = edges[:-1]
-    table["bins"][-1, 0] = np.inf
-    table["bins"][:-1, 1] = np.float32(1) / np.diff(edges)
+    table = np.zeros((), dtype=[("bins", np.float32, (size or len(levels), 2))])
+    table["bins"][:, 0] = np.inf
+    table["bins"][: len(levels) - 1, 0] = edges[:-1]
+    table["bins"][: len(levels) - 1, 1] = np.float32(1) / np.diff(edges)
     return table

@@ -272,8 +272,9 @@ def dequantize(
         _read(code[skip : skip + stop - start], start, scale, block_length, table, is_uniform, result)
         if mask.size:
             _fill_factors(mask, factor, start, stop, bit, factors)
+            # A comparison as in `_pass_on`: of a broken block, too, what was dropped is 0.
             for i in range(result.size):
-                result[i] = result[i] * factors[i]
+                result[i] = result[i] * factors[i] if factors[i] != _ZERO else _ZERO
 
 
 @compiled

@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from itertools import pairwise
 
 import pytest
 import torch
@@ -152,6 +153,15 @@ def test_an_error_in_a_thread_reaches_the_caller() -> None:
 
     with pytest.raises(ValueError, match="part from") if torch.get_num_threads() > 1 else nullcontext():
         cpu._share(fail, (), 1000, 8, 1)
+
+
+def test_results_come_in_the_order_of_the_parts() -> None:
+    # Sums of floats depend on it.
+    found = cpu._share(lambda first, last: (first, last), (), 1000, 8, 1)
+    assert len(found) == torch.get_num_threads()
+    assert found[0][0] == 0
+    assert found[-1][1] == 1000
+    assert all(one[1] == other[0] for one, other in pairwise(found))
 
 
 def test_without_openmp_one_thread_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,26 +10,42 @@ from torch import Tensor
 
 from actbench.quant import philox, reference
 from actbench.quant.launch import (
+    BANDS,
     PRODUCT_THREADS,
     THREADS,
     Launch,
     fits_tile,
+    partial_shape,
     plan_dequantize,
+    plan_dequantize_rectified,
     plan_dequantize_unproject,
     plan_keep_where,
+    plan_norm_gradient,
+    plan_norm_sums,
     plan_pack_mask,
     plan_pack_positive,
+    plan_pass_rectified,
     plan_project_quantize,
     plan_projection,
     plan_quantize,
+    plan_quantize_rectified,
     plan_scale_where,
     plan_unpack_mask,
 )
-from actbench.quant.layout import Layout, mask_bytes
+from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
 from actbench.quant.levels import level_table
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BITS = (1, 2, 4, 8)
+# Bits and levels of rectified codes; edges on a grid of their own as well.
+RECTIFIED = (
+    (1.6, (0.0, 1.0)),
+    (2, (0.0, 1.0, 2.0)),
+    (2, (0.0, 0.8, 2.0)),
+    (4, tuple(map(float, range(15)))),
+    (4, (0.0, *(level + 0.03 * level * (14 - level) / 14 for level in range(1, 14)), 14.0)),
+    (8, tuple(map(float, range(255)))),
+)
 _GUARD_BYTES = 64
 _GUARD = 0xA5
 
@@ -117,6 +133,58 @@ EDGE_CASES = (
     EdgeCase("minimum is subnormal and negative", _place(-1e-39, _NO_NOISE, 1.0), _UNIFORM, _NO_NOISE[0]),
 )
 
+
+@dataclass(frozen=True)
+class Rectified:
+    """Everything that the functions of rectified codes take; `mask` are the bits of a dropout, if there is one."""
+
+    x: Tensor
+    block_length: int
+    bits: float
+    levels: tuple[float, ...]
+    mask: Tensor | None = None
+    factor: float = 1.0
+    seed: int = 7
+    stream: int = 3
+
+    @property
+    def how(self) -> tuple[int, float, tuple[float, ...]]:
+        return self.block_length, self.bits, self.levels
+
+    @property
+    def dropped(self) -> tuple[Tensor | None, float]:
+        return self.mask, self.factor
+
+
+_TWO_BITS = 2, (0.0, 1.0, 2.0)
+# As for _SHORT_OF_ONE.
+_SHORT_OF_TWO = 2, (0.0, 2.0 - 1.1015625, 2.0)
+_SHORT_OF_14 = 4, (*map(float, range(13)), 14.0 - 1.1015625, 14.0)
+# 14 times the bfloat16 scale 1.3046875, whose float32 inverse is rounded up: t = 14.000001.
+_BEYOND_14 = 18.265625
+
+
+def _rectified_edge(x: Tensor, how: tuple[float, tuple[float, ...]], stream: int = 0) -> Rectified:
+    return Rectified(x, 64, *how, seed=EDGE_SEED, stream=stream)
+
+
+RECTIFIED_EDGE_CASES = {
+    "a subnormal value is positive": _rectified_edge(_place(1e-40, _NO_NOISE, 1.0), _TWO_BITS, _NO_NOISE[0]),
+    "t is subnormal": _rectified_edge(_place(1e-20, _NO_NOISE, 1e20), _TWO_BITS, _NO_NOISE[0]),
+    "the inverse scale is subnormal": _rectified_edge(_place(1e38, _NO_NOISE, 3.3e38), _TWO_BITS, _NO_NOISE[0]),
+    "the maximum is not quite reached": _rectified_edge(_place(2.0, _FULL_NOISE, 2.0), _SHORT_OF_TWO, _FULL_NOISE[0]),
+    "t beyond the top is clamped": _rectified_edge(
+        _place(_BEYOND_14, _FULL_NOISE, _BEYOND_14), _SHORT_OF_14, _FULL_NOISE[0]
+    ),
+    "the largest maximum that counts as 0": _rectified_edge(
+        _place(2.0**-81, _FULL_NOISE, 2.0**-80 - 2.0**-104), _TWO_BITS
+    ),
+    "the smallest maximum that does not": _rectified_edge(_place(2.0**-81, _FULL_NOISE, 2.0**-80), _TWO_BITS),
+    "the infinity below is no maximum": _rectified_edge(_place(-torch.inf, _FULL_NOISE, 1.0), _TWO_BITS),
+    "a scale beyond bfloat16": _rectified_edge(torch.full((64,), torch.finfo(torch.float32).max), (1.6, (0.0, 1.0))),
+    "a NaN with its sign set": _rectified_edge(torch.full((64,), -1, dtype=torch.int32).view(torch.float32), _TWO_BITS),
+}
+
 KINDS = ("normal", "constant", "zeros", "subnormal", "tiny and large", "huge", "broken", "integers")
 
 
@@ -124,7 +192,7 @@ def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
     """Equal bits, except that any NaN equals any other."""
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[expected.element_size()]
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[expected.element_size()]
     same = actual.view(integers) == expected.view(integers)
     if expected.is_floating_point():
         same |= actual.isnan() & expected.isnan()
@@ -260,3 +328,74 @@ def check_masked(machine: Runs, x: Tensor, mask: Tensor, factor: float, threads:
     assert_same(scaled.tensor, reference.scale_where(x, packed, factor), "scaled values")
     for output in (positive, kept, scaled):
         output.assert_intact()
+
+
+def make_mask(numel: int, kept: float = 0.7) -> Tensor:
+    """Bits of `numel` values, `kept` of which are set."""
+    return reference.pack_mask(torch.rand(numel, generator=torch.Generator().manual_seed(4)) < kept)
+
+
+def check_rectified(machine: Runs, case: Rectified, threads: int = THREADS) -> None:
+    """Pack rectified codes and read them back as values and as a gradient's mask; all as the reference does."""
+    x, layout = case.x, RectifiedLayout(case.x.numel(), case.block_length, case.bits)
+    codes, scale = Guarded(layout.code_bytes, torch.uint8), Guarded(layout.blocks, torch.bfloat16)
+    flag, expected_flag = Guarded(1, torch.int32), torch.zeros(1, dtype=torch.int32)
+    flag.tensor.zero_()
+    noise = case.seed, case.stream
+    machine.run(plan_quantize_rectified(x, codes.tensor, scale.tensor, *case.how, *noise, flag.tensor, threads))
+    expected = reference.quantize_rectified(x, *case.how, *noise, expected_flag)
+    assert_same(scale.tensor, expected[1], "scales")
+    assert_same(codes.tensor, expected[0], "codes")
+    assert_same(flag.tensor, expected_flag, "broken flags")
+    out, passed = Guarded(x.numel(), x.dtype), Guarded(x.numel(), x.dtype)
+    machine.run(plan_dequantize_rectified(expected[0], expected[1], out.tensor, *case.how, *case.dropped, threads))
+    values = reference.dequantize_rectified(expected[0], expected[1], x.numel(), *case.how, x.dtype, *case.dropped)
+    assert_same(out.tensor, values, "values")
+    # The negative too, so that a gradient has all signs where the codes are positive.
+    gradient = torch.where(torch.arange(x.numel()).view(x.shape) % 2 == 0, x, -x)
+    machine.run(plan_pass_rectified(gradient, expected[0], passed.tensor, case.bits, *case.dropped, threads))
+    expected_passed = reference.pass_rectified(gradient, expected[0], case.bits, *case.dropped)
+    assert_same(passed.tensor, expected_passed.view(-1), "gradients")
+    for output in (codes, scale, flag, out, passed):
+        output.assert_intact()
+
+
+def assert_same_sums(
+    actual: Tensor, gradient: Tensor, packed: tuple[Tensor, Tensor], case: Rectified, additions: int
+) -> None:
+    """Sums of `norm_sums` are as near to the oracle's as `additions` float32 additions of each term leave them."""
+    expected = reference.norm_sums(gradient, packed[0], packed[1], *case.how, *case.dropped)
+    sizes = reference.norm_sums(gradient.abs(), packed[0], packed[1], *case.how, case.mask, abs(case.factor))
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    # Each float32 addition is off by 2**-24 of what it makes, at most the sum of all sizes so far.
+    room = additions * 2.0**-24 / (1 - additions * 2.0**-24)
+    # The oracle adds in float64 itself.
+    room += len(gradient) * 2.0**-52
+    near = (actual - expected).abs() <= room * sizes
+    same = (actual == expected) | (actual.isnan() & expected.isnan())
+    where = (~(near | same)).nonzero().tolist()
+    assert not where, f"sums differ at {where[:8]}: {actual[~(near | same)][:4]}"
+    assert_same(actual[3].contiguous(), expected[3].contiguous(), "counts")
+
+
+def check_norm(machine: Runs, gradient: Tensor, case: Rectified, threads: int = THREADS) -> None:
+    """Batch norm's sums and gradient by rectified codes of `case.x`; as the reference's but for the sums' order."""
+    rows, width = gradient.shape
+    packed = reference.quantize_rectified(case.x, *case.how, case.seed, case.stream)
+    shape = partial_shape(rows, width, threads)
+    partial = Guarded(torch.Size(shape).numel(), torch.float32)
+    machine.run(plan_norm_sums(gradient, packed[0], packed[1], partial.tensor, *case.how, *case.dropped, threads))
+    sums = partial.tensor.view(shape).sum((0, 2), dtype=torch.float64)
+    assert_same_sums(sums, gradient, packed, case, BANDS + threads)
+    coefficients = make_values("normal", 4 * width, torch.float32, 9).view(4, width)
+    out = Guarded(rows * width, gradient.dtype)
+    machine.run(
+        plan_norm_gradient(
+            gradient, packed[0], packed[1], coefficients, out.tensor, *case.how, *case.dropped, threads=threads
+        )
+    )
+    expected = reference.norm_gradient(gradient, packed[0], packed[1], *case.how, coefficients, *case.dropped)
+    assert_same(out.tensor, expected.view(-1), "gradients")
+    partial.assert_intact()
+    out.assert_intact()

@@ -11,7 +11,7 @@ import torch
 
 import actbench.quant
 from actbench.quant import reference
-from actbench.quant.launch import Launch, fits_tile
+from actbench.quant.launch import BANDS, THREADS, Launch, fits_tile
 from actbench.quant.levels import level_table
 from tests.quant.cuda import emulate, parity
 
@@ -94,6 +94,48 @@ def test_projection(cuda: Any) -> None:
     )
 
 
+@pytest.mark.parametrize(("bits", "levels"), parity.RECTIFIED[:3])
+@pytest.mark.parametrize("block_length", [16, 4097])
+@pytest.mark.parametrize("kind", ["normal", "broken"])
+@pytest.mark.parametrize("rows", [270, 0])
+@pytest.mark.parametrize("kept", [None, 0.7])
+def test_rectified_codes(
+    cuda: Any, bits: float, levels: tuple[float, ...], block_length: int, kind: str, rows: int, kept: float | None
+) -> None:
+    x = parity.make_values(kind, rows * 12, torch.bfloat16, 1).view(rows, 12)
+    mask = None if kept is None else parity.make_mask(x.numel(), kept)
+    parameters, dropped = (block_length, bits, levels), (mask, 1.25)
+    told, expected_told = flags()
+    actual = cuda.quantize_rectified(x, *parameters, 7, 3, told)
+    expected = reference.quantize_rectified(x, *parameters, 7, 3, expected_told)
+    for one, other, what in zip((*actual, told), (*expected, expected_told), ("codes", "scales", "flag"), strict=True):
+        parity.assert_same(one, other, what)
+    parity.assert_same(cuda.quantize_rectified(x, *parameters, 7, 3)[0], expected[0], "codes")
+    values = cuda.dequantize_rectified(*actual, x.numel(), *parameters, torch.float16, *dropped)
+    oracle = reference.dequantize_rectified(expected[0], expected[1], x.numel(), *parameters, torch.float16, *dropped)
+    parity.assert_same(values, oracle, "values")
+    passed = cuda.pass_rectified(x, actual[0], bits, *dropped)
+    parity.assert_same(passed, reference.pass_rectified(x, expected[0], bits, *dropped), "gradients")
+    coefficients = parity.make_values("normal", 4 * 12, torch.float32, 2).view(4, 12)
+    gradient = cuda.norm_gradient(x, *actual, *parameters, coefficients, *dropped)
+    oracle = reference.norm_gradient(x, expected[0], expected[1], *parameters, coefficients, *dropped)
+    parity.assert_same(gradient, oracle, "gradients")
+
+
+@pytest.mark.parametrize("width", [8, 12, 13, 300])
+@pytest.mark.parametrize("rows", [1000, 3, 0])
+@pytest.mark.parametrize("kept", [None, 0.7])
+def test_the_sums_of_a_batch_norm(cuda: Any, rows: int, width: int, kept: float | None) -> None:
+    y = parity.make_values("normal", rows * width, torch.float32, 1).view(rows, width)
+    mask = None if kept is None else parity.make_mask(y.numel(), kept)
+    case = parity.Rectified(y, 64, *parity.RECTIFIED[0], mask, 1.25)
+    packed = cuda.quantize_rectified(y, *case.how, 7, 3)
+    gradient = parity.make_values("normal", rows * width, torch.float16, 2).view(rows, width)
+    sums = cuda.norm_sums(gradient, *packed, *case.how, *case.dropped)
+    parity.assert_same_sums(sums, gradient, packed, case, BANDS + THREADS)
+    assert torch.equal(sums, cuda.norm_sums(gradient, *packed, *case.how, *case.dropped))
+
+
 def test_only_contiguous_tensors_are_taken(cuda: Any) -> None:
     x, levels = torch.zeros(8, 4).t(), level_table("uniform", 2, 8)
     packed = torch.zeros(4, dtype=torch.uint8)
@@ -103,6 +145,10 @@ def test_only_contiguous_tensors_are_taken(cuda: Any) -> None:
         lambda: cuda.pack_positive(x),
         lambda: cuda.keep_where(x, packed),
         lambda: cuda.scale_where(x, packed, 2.0),
+        lambda: cuda.quantize_rectified(x, 8, 2, levels[:3], 7, 3),
+        lambda: cuda.pass_rectified(x, packed, 2),
+        lambda: cuda.norm_sums(x, packed, packed, 8, 2, levels[:3]),
+        lambda: cuda.norm_gradient(packed, packed, packed, 8, 2, levels[:3], x),
     )
     for call in calls:
         with pytest.raises(ValueError, match=r"has strides \(1, 4\): pass tensor.contiguous\(\)"):

@@ -32,6 +32,14 @@ PROJECT = (("project.cu", "project<float>"), ("project.cu", "project_quantize<fl
 UNPROJECT = (("unproject.cu", "dequantize_unproject<float, 2>"),)
 
 
+RECTIFY = tuple(
+    ("rectify.cu", name) for name in ("find_scales<float>", *(f"quantize_rectified<float, {n}>" for n in (3, 4, 16)))
+)
+READ = tuple(("rectified.cu", f"{kernel}_rectified<float, {n}>") for kernel in ("dequantize", "pass") for n in (3, 4))
+NORM = tuple(("norm.cu", f"norm_{kernel}<float, {n}>") for kernel in ("sums", "gradient") for n in (3, 4))
+TRITS, TWO_BITS = parity.RECTIFIED[0], parity.RECTIFIED[2]
+
+
 def check_edge(name: str) -> Callable[[parity.Runs], None]:
     case = next(case for case in parity.EDGE_CASES if case.name == name)
     return lambda machine: parity.check_quantize(
@@ -55,6 +63,34 @@ def check_project(
 ) -> Callable[[parity.Runs], None]:
     x = parity.make_values(kind, rows * width, torch.float32, 1).view(rows, width)
     return lambda machine: parity.check_project(machine, x, projected, block_length, 2, "clipped-normal")
+
+
+def check_rectified_edge(name: str) -> Callable[[parity.Runs], None]:
+    return lambda machine: parity.check_rectified(machine, parity.RECTIFIED_EDGE_CASES[name])
+
+
+def check_rectified(
+    kind: str, numel: int, block_length: int, how: tuple[float, tuple[float, ...]] = TWO_BITS, threads: int = 256
+) -> Callable[[parity.Runs], None]:
+    x = parity.make_values(kind, numel, torch.float32, 1)
+    case = parity.Rectified(x, block_length, *how, parity.make_mask(numel), 1.25)
+    return lambda machine: parity.check_rectified(machine, case, threads)
+
+
+def check_norm(
+    rows: int, width: int, block_length: int, how: tuple[float, tuple[float, ...]] = TWO_BITS, masked: bool = True
+) -> Callable[[parity.Runs], None]:
+    y = parity.make_values("normal", rows * width, torch.float32, 1)
+    gradient = parity.make_values("normal", rows * width, torch.float32, 2).view(rows, width)
+    case = parity.Rectified(y, block_length, *how, parity.make_mask(y.numel()) if masked else None, 1.25)
+    return lambda machine: parity.check_norm(machine, gradient, case)
+
+
+def check_norm_of_a_broken_end(machine: parity.Runs) -> None:
+    y = parity.make_values("normal", 55, torch.float32, 1)
+    y[-1] = torch.nan
+    gradient = parity.make_values("normal", 55, torch.float32, 2).view(11, 5)
+    parity.check_norm(machine, gradient, parity.Rectified(y, 3, *TWO_BITS))
 
 
 FAULTS = (
@@ -157,7 +193,7 @@ FAULTS = (
     ),
     Fault(
         "the long block's warps not joined",
-        "quantize.cu",
+        "rounding.cuh",
         "if (lanes > 32) {",
         "if (false) {",
         GENERIC,
@@ -445,6 +481,312 @@ FAULTS = (
         "const long long at = offset + i;",
         UNPROJECT,
         check_project(300, 20, 16, 16),
+    ),
+    Fault(
+        "a rectified code without the mask's symbol",
+        "rectify.cu",
+        "(1 + round_in_bin<BITS>(t, noise[i], bins))",
+        "round_in_bin<BITS>(t, noise[i], bins)",
+        RECTIFY,
+        check_rectified("normal", 300, 64),
+    ),
+    Fault(
+        "0 rectified to a positive code",
+        "rectify.cu",
+        "__float_as_int(values[i]) > 0 &&",
+        "__float_as_int(values[i]) >= 0 &&",
+        RECTIFY,
+        check_rectified("zeros", 300, 64),
+    ),
+    Fault(
+        "a positive subnormal rectified to 0",
+        "rectify.cu",
+        "__float_as_int(values[i]) > 0 &&",
+        "__float_as_int(values[i]) >= 0x00800000 &&",
+        RECTIFY,
+        check_rectified_edge("a subnormal value is positive"),
+    ),
+    Fault(
+        "a rectified t not clamped at the top",
+        "rectify.cu",
+        "min(__float_as_int(multiply(values[i], rectifier.inverse_scale)),\n"
+        "                              __float_as_int((float)(SYMBOLS - 2)));",
+        "__float_as_int(multiply(values[i], rectifier.inverse_scale));",
+        RECTIFY,
+        check_rectified_edge("t beyond the top is clamped"),
+    ),
+    Fault(
+        "a rectified block's scale rounded down",
+        "rectify.cu",
+        "(__float_as_int(divide(__int_as_float(high), top)) + 0xFFFF)",
+        "__float_as_int(divide(__int_as_float(high), top))",
+        RECTIFY,
+        check_rectified("normal", 300, 64),
+    ),
+    Fault(
+        "tiny maxima kept",
+        "rectify.cu",
+        "if (high < 127 - 80 << 23) return 0; ",
+        "",
+        RECTIFY,
+        check_rectified_edge("the largest maximum that counts as 0"),
+    ),
+    Fault(
+        "a maximum of a sharp 2**-80 taken for tiny",
+        "rectify.cu",
+        "if (high < 127 - 80 << 23) return 0; ",
+        "if (high <= 127 - 80 << 23) return 0; ",
+        RECTIFY,
+        check_rectified_edge("the smallest maximum that does not"),
+    ),
+    Fault(
+        "a NaN with its sign set overlooked by a scale",
+        "rectify.cu",
+        "!is_finite(high) || range.most > 0xFF800000u",
+        "!is_finite(high)",
+        RECTIFY,
+        check_rectified_edge("a NaN with its sign set"),
+    ),
+    Fault(
+        "the infinity below taken for a NaN",
+        "rectify.cu",
+        "range.most > 0xFF800000u",
+        "range.most >= 0xFF800000u",
+        RECTIFY,
+        check_rectified_edge("the infinity below is no maximum"),
+    ),
+    Fault(
+        "a scale beyond bfloat16 kept",
+        "rectify.cu",
+        "return is_finite(scale) ? (unsigned short)((unsigned)scale >> 16) : 0x7FC0;",
+        "return (unsigned short)((unsigned)scale >> 16);",
+        RECTIFY,
+        check_rectified_edge("a scale beyond bfloat16"),
+    ),
+    Fault(
+        "a broken block's rectified codes kept",
+        "rectify.cu",
+        "> 0 && !rectifier.broken)",
+        "> 0)",
+        RECTIFY,
+        check_rectified("broken", 3000, 64),
+    ),
+    Fault(
+        "a broken rectified block not told",
+        "rectify.cu",
+        "if (rounded == 0x7FC0 && broken) *broken = 1;",
+        "",
+        RECTIFY,
+        check_rectified("broken", 3000, 64),
+    ),
+    Fault(
+        "noise of the tile's own values",
+        "rectify.cu",
+        "philox_pair(seed, stream, (first + at) / 4, noise);",
+        "philox_pair(seed, stream, at / 4, noise);",
+        RECTIFY,
+        check_rectified("normal", 5000, 64),
+    ),
+    Fault(
+        "a block's border inside a rectified octet overlooked",
+        "rectify.cu",
+        "place.offset == (unsigned)block_length",
+        "false",
+        RECTIFY,
+        check_rectified("normal", 3000, 13),
+    ),
+    Fault(
+        "no barrier between a tile and its scales",
+        "rectify.cu",
+        "start = locate(first, block_length);\n    __syncthreads();",
+        "start = locate(first, block_length);",
+        RECTIFY,
+        check_rectified("normal", 3000, 1024),
+    ),
+    Fault(
+        "no barrier between scales and codes",
+        "rectify.cu",
+        "        }\n        __syncthreads();\n    }",
+        "        }\n    }",
+        RECTIFY,
+        check_rectified("normal", 3000, 64),
+    ),
+    Fault(
+        "no barrier between trits and bytes",
+        "rectify.cu",
+        "] = 0;\n        __syncthreads();",
+        "] = 0;",
+        RECTIFY,
+        check_rectified("normal", 3000, 64, TRITS),
+    ),
+    Fault(
+        "rubbish behind the last trit",
+        "rectify.cu",
+        "if (threadIdx.x == 0) trits[(count + OCTET - 1) / OCTET] = 0;",
+        "if (threadIdx.x == 0) trits[(count + OCTET - 1) / OCTET] = 0x5555;",
+        RECTIFY,
+        check_rectified("normal", 8, 64, TRITS),
+    ),
+    Fault(
+        "the highest trit first",
+        "rectify.cu",
+        "for (int i = TRITS - 1; i >= 0; --i) packed",
+        "for (int i = 0; i < TRITS; ++i) packed",
+        RECTIFY,
+        check_rectified("normal", 300, 64, TRITS),
+    ),
+    Fault(
+        "trits read from the first of their byte",
+        "rectified.cuh",
+        "return trits >> 2 * (int)(at % TRITS);",
+        "return trits;",
+        READ,
+        check_rectified("normal", 300, 64, TRITS),
+    ),
+    Fault(
+        "an octet's last trits lost",
+        "rectified.cuh",
+        "if (last > 2 * TRITS) word |= codes[byte + 2] << 16;",
+        "",
+        READ,
+        check_rectified("normal", 300, 64, TRITS),
+    ),
+    Fault(
+        "no barrier before trits are read",
+        "rectified.cu",
+        "digits.share();\n    __syncthreads();",
+        "digits.share();",
+        READ,
+        check_rectified("normal", 300, 64, TRITS),
+    ),
+    Fault(
+        "a dropout's bits in the wrong order where a gradient passes",
+        "rectified.cuh",
+        "mask >> i & 1 ?",
+        "mask >> (7 - i) & 1 ?",
+        READ,
+        check_rectified("normal", 300, 64),
+    ),
+    Fault(
+        "a dropout's bits in the wrong order where values are read",
+        "rectified.cu",
+        "bits[j] >> i & 1 ?",
+        "bits[j] >> (7 - i) & 1 ?",
+        READ,
+        check_rectified("normal", 300, 64),
+    ),
+    Fault(
+        "a gradient passed where the value was 0",
+        "rectified.cuh",
+        "symbol<SYMBOLS>(codes, i) != 0 && mask",
+        "mask",
+        READ,
+        check_rectified("normal", 300, 64),
+    ),
+    Fault(
+        "a dropout's factor forgotten",
+        "rectified.cu",
+        "multiply(values[i], factor)",
+        "values[i]",
+        READ,
+        check_rectified("normal", 300, 64),
+    ),
+    Fault(
+        "a dropped NaN kept",
+        "rectified.cu",
+        "bits[j] >> i & 1 ? multiply(values[i], factor) : 0",
+        "multiply(values[i], bits[j] >> i & 1 ? factor : 0)",
+        READ,
+        check_rectified("broken", 3000, 64),
+    ),
+    Fault(
+        "the scale of an octet's first block for all of it",
+        "rectified.cuh",
+        "place.offset == (unsigned)block_length && i < count",
+        "false",
+        READ,
+        check_rectified("normal", 3000, 13),
+    ),
+    Fault(
+        "no barrier between two sums",
+        "norm.cu",
+        "quantity < 4; ++quantity) {\n        __syncthreads();",
+        "quantity < 4; ++quantity) {",
+        NORM,
+        check_norm(100, 16, 64),
+    ),
+    Fault(
+        "no barrier between sums of threads and of columns",
+        "norm.cu",
+        "sums[quantity][i];\n        __syncthreads();",
+        "sums[quantity][i];",
+        NORM,
+        check_norm(100, 16, 64),
+    ),
+    Fault(
+        "a team's sums lost",
+        "norm.cu",
+        "team < walk.teams; ++team",
+        "team + 1 < walk.teams; ++team",
+        NORM,
+        check_norm(1000, 128, 64),
+    ),
+    Fault(
+        "the first octets' sums in place of others",
+        "norm.cu",
+        "walk.first * (long long)OCTET + column] = sum;",
+        "column] = sum;",
+        NORM,
+        check_norm(40, 600, 64),
+    ),
+    Fault(
+        "sums of values behind the last one",
+        "norm.cu",
+        "if (i >= count) break;\n            sums",
+        "sums",
+        NORM,
+        check_norm_of_a_broken_end,
+    ),
+    Fault(
+        "a value that is dropped counted as 0",
+        "norm.cu",
+        "if (symbol<SYMBOLS>(word, i)) sums[3][i]",
+        "if (g[i] != 0) sums[3][i]",
+        NORM,
+        check_norm(40, 16, 64),
+    ),
+    Fault(
+        "a block's end between two bands overlooked",
+        "norm.cu",
+        "if (place.offset >= (unsigned)block_length) place",
+        "if (false) place",
+        NORM,
+        check_norm(1000, 128, 100),
+    ),
+    Fault(
+        "the coefficients of the first columns for all",
+        "norm.cu",
+        "(int)((walk.first + walk.octet) * (long long)OCTET % width)",
+        "(int)(walk.octet * (long long)OCTET % width)",
+        NORM,
+        check_norm(40, 600, 64),
+    ),
+    Fault(
+        "coefficients of columns that are none",
+        "norm.cu",
+        "column + 1 == width ? 0 : column + 1",
+        "column + 1",
+        NORM,
+        check_norm(40, 13, 64),
+    ),
+    Fault(
+        "products subtracted in another order",
+        "norm.cu",
+        "subtract(subtract(multiply(of_columns[0][i], g[i]), of_columns[1][i]),\n"
+        "                                         multiply(of_columns[2][i], y[i]))",
+        "subtract(multiply(of_columns[0][i], g[i]), add(of_columns[1][i], multiply(of_columns[2][i], y[i])))",
+        NORM,
+        check_norm(40, 16, 64, TRITS, False),
     ),
 )
 

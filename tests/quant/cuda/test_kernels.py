@@ -1,5 +1,7 @@
 import mmap
+from dataclasses import replace
 from tempfile import TemporaryFile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,18 +11,27 @@ from hypothesis import strategies as st
 
 from actbench.quant import philox, reference
 from actbench.quant.launch import (
+    BANDS,
+    THREADS,
     Launch,
     fits_tile,
+    partial_shape,
     plan_dequantize,
+    plan_dequantize_rectified,
     plan_dequantize_unproject,
     plan_keep_where,
+    plan_norm_gradient,
+    plan_norm_sums,
     plan_pack_mask,
     plan_pack_positive,
+    plan_pass_rectified,
     plan_project_quantize,
     plan_quantize,
+    plan_quantize_rectified,
     plan_scale_where,
     plan_unpack_mask,
 )
+from actbench.quant.layout import CODES_A_BYTE, RectifiedLayout, mask_bytes
 from actbench.quant.levels import level_table
 from tests.quant.cuda import emulate, parity
 
@@ -242,6 +253,125 @@ def test_a_broken_block_need_not_be_told() -> None:
     assert scale.isnan().all()
 
 
+rectified = st.sampled_from(parity.RECTIFIED)
+kept = st.sampled_from((None, 0.7, 0.0))
+factors = st.sampled_from((2.0, 1 / 0.7, 1e-39))
+
+
+def make_rectified(
+    kind: str, numel: int, dtype: torch.dtype, block_length: int, how: tuple[float, tuple[float, ...]], **rest: Any
+) -> parity.Rectified:
+    return parity.Rectified(parity.make_values(kind, numel, dtype, numel), block_length, *how, **rest)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    block_length=lengths,
+    blocks=st.integers(0, 20),
+    rest=st.integers(0, 40),
+    offset=st.sampled_from((0, 0, 1, 3, 8)),
+    how=rectified,
+    dtype=dtypes,
+    kind=st.sampled_from(parity.KINDS),
+    kept=kept,
+    factor=factors,
+    seed=keys,
+    stream=keys,
+    cta=threads,
+)
+def test_rectified_codes_and_what_they_estimate_are_those_of_the_reference(
+    block_length: int,
+    blocks: int,
+    rest: int,
+    offset: int,
+    how: tuple[float, tuple[float, ...]],
+    dtype: torch.dtype,
+    kind: str,
+    kept: float | None,
+    factor: float,
+    seed: int,
+    stream: int,
+    cta: int,
+) -> None:
+    numel = min(blocks * block_length, 8_000) + rest
+    x = parity.make_values(kind, numel + offset, dtype, blocks)[offset:]
+    mask = None if kept is None else parity.make_mask(numel, kept)
+    case = parity.Rectified(x, block_length, *how, mask, factor, seed, stream)
+    parity.check_rectified(emulate.emulator(), case, cta)
+
+
+@pytest.mark.parametrize("how", [parity.RECTIFIED[0], parity.RECTIFIED[1]], ids=("trits", "bits"))
+@pytest.mark.parametrize("block_length", [*ODD_LENGTHS, *USUAL_LENGTHS, 2**20])
+@pytest.mark.parametrize("numel", [0, 1, 4, 5, 7, 8, 2 * 602 + 3, 4_200])
+def test_every_block_length_is_rectified_at_the_smallest_sizes(
+    numel: int, block_length: int, how: tuple[float, tuple[float, ...]]
+) -> None:
+    parity.check_rectified(emulate.emulator(), make_rectified("normal", numel, torch.float32, block_length, how))
+
+
+@pytest.mark.parametrize("dtype", parity.DTYPES, ids=str)
+@pytest.mark.parametrize("how", parity.RECTIFIED[:2], ids=("trits", "bits"))
+def test_every_16_bit_pattern_is_rectified_as_in_the_reference(
+    how: tuple[float, tuple[float, ...]], dtype: torch.dtype
+) -> None:
+    every = torch.arange(2**16, dtype=torch.int32)
+    # Of float32 the patterns whose lower half is that of the smallest subnormal.
+    x = (every << 16 | 1).view(torch.float32) if dtype == torch.float32 else every.to(torch.int16).view(dtype)
+    for block_length in (1, 8):
+        parity.check_rectified(emulate.emulator(), parity.Rectified(x, block_length, *how))
+
+
+@pytest.mark.parametrize("name", parity.RECTIFIED_EDGE_CASES)
+@pytest.mark.parametrize("block_length", [64, 4097])
+def test_the_edges_of_float32_are_rectified_as_in_the_reference(name: str, block_length: int) -> None:
+    case = replace(parity.RECTIFIED_EDGE_CASES[name], block_length=block_length)
+    parity.check_rectified(emulate.emulator(), case)
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(
+    rows=st.one_of(st.integers(0, 40), st.integers(0, 900)),
+    width=st.one_of(st.sampled_from((1, 2, 4, 7, 8, 12, 16, 100, 128, 257, 264, 602)), st.integers(1, 300)),
+    block_length=lengths,
+    offset=st.sampled_from((0, 0, 1, 4)),
+    how=rectified,
+    dtype=dtypes,
+    kind=st.sampled_from(("normal", "normal", "zeros", "subnormal", "tiny and large", "integers")),
+    kept=kept,
+    factor=factors,
+    cta=threads,
+)
+def test_norms_are_those_of_the_reference(
+    rows: int,
+    width: int,
+    block_length: int,
+    offset: int,
+    how: tuple[float, tuple[float, ...]],
+    dtype: torch.dtype,
+    kind: str,
+    kept: float | None,
+    factor: float,
+    cta: int,
+) -> None:
+    rows = min(rows, 30_000 // width + 2)
+    mask = None if kept is None else parity.make_mask(rows * width, kept)
+    case = make_rectified("normal", rows * width, torch.float32, block_length, how, mask=mask, factor=factor)
+    gradient = parity.make_values(kind, rows * width + offset, dtype, rows)[offset:].view(rows, width)
+    parity.check_norm(emulate.emulator(), gradient, case, cta)
+
+
+@pytest.mark.parametrize("width", [5, 16])
+def test_a_broken_block_breaks_the_sums_of_its_columns_alone(width: int) -> None:
+    # The last octet is ragged when there are 5 columns, and the codes behind its end belong to no column.
+    case = make_rectified("normal", 11 * width, torch.float32, 3, parity.RECTIFIED[0])
+    case.x[-1] = torch.nan
+    gradient = parity.make_values("normal", 11 * width, torch.float32, 1).view(11, width)
+    parity.check_norm(emulate.emulator(), gradient, case)
+    case.x[-1], case.x[3] = 1, torch.inf
+    gradient[5, 2], gradient[6, 1] = torch.inf, torch.nan
+    parity.check_norm(emulate.emulator(), gradient, case)
+
+
 def make_sparse(numel: int, dtype: torch.dtype) -> torch.Tensor:
     """Zeros, of which only the pages that are touched take memory or disk."""
     with TemporaryFile() as file:
@@ -341,6 +471,67 @@ def test_the_end_of_masked_values_beyond_32_bit_indices() -> None:
     parity.assert_same(out[-tail:], reference.keep_where(x[-tail:], bits), "kept values")
     run_end(plan_scale_where(x, packed, 1.25, out), tail / numel)
     parity.assert_same(out[-tail:], reference.scale_where(x[-tail:], bits, 1.25), "scaled values")
+
+
+@pytest.mark.parametrize(("how", "block_length"), [(parity.RECTIFIED[0], 64), (parity.RECTIFIED[1], 4097)])
+def test_the_end_of_rectified_codes_beyond_32_bit_indices(
+    how: tuple[float, tuple[float, ...]], block_length: int
+) -> None:
+    bits, levels = how
+    numel, seed, stream = 2**32 + 12_345, 7, 3
+    a_byte, unit = CODES_A_BYTE[bits], 40 * block_length
+    first = (numel - 12_000) // unit * unit  # where a chunk of the reference may start
+    layout = RectifiedLayout(numel, block_length, bits)
+    x, mask = make_sparse(numel, torch.float16), make_sparse(mask_bytes(numel), torch.uint8)
+    x[first:] = parity.make_values("normal", numel - first, torch.float16, 1)
+    mask[first // 8 :] = parity.make_mask(numel - first)
+    codes, scale = make_sparse(layout.code_bytes, torch.uint8), make_sparse(layout.blocks, torch.bfloat16)
+    share = (numel - first) / numel
+    run_end(plan_quantize_rectified(x, codes, scale, block_length, bits, levels, seed, stream), share)
+    tables = reference._tables(levels, x.device)
+    expected = reference._rectify_chunk(x[first:], first, block_length, bits, *tables, seed, stream)
+    parity.assert_same(codes[first // a_byte :], expected[0], "codes")
+    parity.assert_same(scale[first // block_length :], expected[1], "scales")
+
+    out, passed = make_sparse(numel, torch.bfloat16), make_sparse(numel, torch.float16)
+    end, rest = mask[first // 8 :], (block_length, bits, levels)
+    run_end(plan_dequantize_rectified(codes, scale, out, *rest, mask, 1.25), share)
+    values = reference.dequantize_rectified(expected[0], expected[1], numel - first, *rest, torch.bfloat16, end, 1.25)
+    parity.assert_same(out[first:], values, "values")
+    run_end(plan_pass_rectified(x, codes, passed, bits, mask, 1.25), share)
+    parity.assert_same(passed[first:], reference.pass_rectified(x[first:], expected[0], bits, end, 1.25), "gradients")
+
+
+def test_the_end_of_norms_beyond_32_bit_indices() -> None:
+    bits, levels = parity.RECTIFIED[0]
+    width, block_length, seed, stream = 100, 64, 7, 3
+    rows = 2**32 // width + 77
+    numel, unit = rows * width, 40 * block_length * width
+    first_row = (numel - unit) // unit * unit // width
+    first = first_row * width
+    layout = RectifiedLayout(numel, block_length, bits)
+    gradient = make_sparse(numel, torch.float16).view(rows, width)
+    gradient[first_row:] = parity.make_values("normal", numel - first, torch.float16, 1).view(-1, width)
+    tables = reference._tables(levels, gradient.device)
+    y = parity.make_values("normal", numel - first, torch.float32, 2)
+    packed = reference._rectify_chunk(y, first, block_length, bits, *tables, seed, stream)
+    codes, scale = make_sparse(layout.code_bytes, torch.uint8), make_sparse(layout.blocks, torch.bfloat16)
+    codes[first // 5 :], scale[first // block_length :] = packed
+    coefficients = parity.make_values("normal", 4 * width, torch.float32, 3).view(4, width)
+    rest, share = (block_length, bits, levels), (numel - first) / numel
+
+    out = make_sparse(numel, torch.float16).view(rows, width)
+    run_end(plan_norm_gradient(gradient, codes, scale, coefficients, out, *rest), share)
+    expected = reference.norm_gradient(gradient[first_row:], packed[0], packed[1], *rest, coefficients)
+    parity.assert_same(out[first_row:], expected, "gradients")
+
+    shape = partial_shape(rows, width)
+    partial = make_sparse(torch.Size(shape).numel(), torch.float32).view(shape)
+    run_end(plan_norm_sums(gradient, codes, scale, partial, *rest), share)
+    # Those of the CTAs before are zeros on pages that are better not read.
+    sums = partial[-(rows - first_row) // 300 :].sum((0, 2), dtype=torch.float64)
+    case = parity.Rectified(y, block_length, bits, levels)
+    parity.assert_same_sums(sums, gradient[first_row:], packed, case, BANDS + THREADS)
 
 
 def test_level_tables_travel_by_value() -> None:
