@@ -92,7 +92,7 @@ def _left_product(
     keeping: AsIs | Rectified | DroppedOut, left: Tensor, packed: tuple[Tensor, ...], scale: float
 ) -> Tensor:
     x = keeping.recover(packed)
-    product = left @ x.reshape(-1, x.shape[-1]).to(left.dtype)
+    product = left @ x.reshape(left.shape[1], -1).to(left.dtype)
     return product if scale == 1 else product * scale
 
 
@@ -164,8 +164,8 @@ class Norm(Function):
             return None, *gradients, *nothing
         if normed.late is None or normed.kept is None:
             raise RuntimeError(
-                f"the output of {normed.name} went into an operation that compress cannot see, as an autograd function "
-                "of your own: open compress('int4') or 'fp32' around that part."
+                f"what was made of {normed.name} went into an operation that compress cannot see, as an autograd "
+                "function of your own: open compress('int4') or 'fp32' around that part."
             )
         if by_tie is not None:
             rectifier, codes, dropped = normed.knot.undo()
@@ -297,7 +297,8 @@ class ProductLinear(Function):
         if ctx.needs_input_grad[8]:
             by_bias = gradient.sum(0)
         if ctx.needs_input_grad[6] or ctx.needs_input_grad[7]:
-            g = transposed_product(adjacency, ctx.symmetry, gradient)
+            # Under autocast the gradient is shorter than the adjacency.
+            g = transposed_product(adjacency, ctx.symmetry, gradient.to(adjacency.dtype))
             if ctx.needs_input_grad[6]:
                 by_x = g @ weight.to(g.dtype)
             if ctx.needs_input_grad[7]:
