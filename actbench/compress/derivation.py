@@ -20,8 +20,10 @@ from actbench.compress.derived import (
     AsIs,
     DroppedOut,
     DropRectified,
+    Elu,
     Knot,
     Late,
+    LayerNorm,
     MaskInUse,
     Norm,
     Normed,
@@ -163,10 +165,10 @@ class Derivation(Compression):
         """Tell that a ReLU has taken the tie of the batch norm's output `y`."""
         self._taken = y
 
-    def rectify(self, x: Tensor) -> tuple[Rectified, tuple[Tensor, Tensor]]:
-        """How the next ReLU, of `x`, is read, and its codes."""
+    def rectify(self, x: Tensor, operation: str = "relu") -> tuple[Rectified, tuple[Tensor, Tensor]]:
+        """How what is positive in `x`, for the next call of `operation`, is read, and its codes."""
         rectifier, noise = Rectifier.of(x.shape, x.dtype, self.scheme), self.noise()
-        flag = self.watch.flag(self.next_call("relu", x.dtype, tuple(x.shape)), x.device)
+        flag = self.watch.flag(self.next_call(operation, x.dtype, tuple(x.shape)), x.device)
         codes = rectifier.quantize(x.detach(), noise.seed, noise.rounding_stream, flag)
         if not x.is_cuda:
             self.watch.check()
@@ -349,6 +351,37 @@ def _relu_(mode: Derivation, func: Callable[..., Tensor], input: Tensor) -> Tens
     return _relu(mode, func, input, inplace=True)
 
 
+def _elu(
+    mode: Derivation, func: Callable[..., Tensor], input: Tensor, alpha: float = 1.0, inplace: bool = False
+) -> Tensor | None:
+    if not (compressible(input) and input.requires_grad and alpha > 0):
+        return None
+    out = func(input.detach(), alpha)
+    rectified, codes = mode.rectify(-out, "elu")
+    return apply(Elu, rectified.rectifier, codes, alpha, inplace, input, out)
+
+
+def _layer_norm(
+    mode: Derivation,
+    func: Callable[..., Tensor],
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    needed = any(t is not None and t.requires_grad for t in (input, weight))
+    shape = tuple(normalized_shape)
+    if not (needed and compressible(input) and shape == input.shape[input.dim() - len(shape) :]):
+        return None
+    if torch.is_autocast_enabled(input.device.type):
+        # Autocast has a dtype of its own for it.
+        return None
+    width = input.shape[-1]
+    kept = mode.keep("layer_norm", input.numel() // width, width, input.dtype, projected=False)
+    return apply(LayerNorm, kept, input, shape, weight, bias, eps) if kept else None
+
+
 def _dropout(
     mode: Derivation,
     func: Callable[..., Tensor],
@@ -405,6 +438,8 @@ Derivation.handlers = Compression.handlers | {
     Tensor.relu: _relu,
     torch.relu_: _relu_,
     Tensor.relu_: _relu_,
+    F.elu: _elu,
+    F.layer_norm: _layer_norm,
     F.dropout: _dropout,
     torch.dropout: _torch_dropout,
     torch.dropout_: _torch_dropout_,
