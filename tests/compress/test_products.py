@@ -19,11 +19,12 @@ def with_values(matrix: Tensor, values: Tensor) -> Tensor:
     return torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), values, matrix.shape)
 
 
-def bound(matrix: Tensor, g: Tensor) -> Tensor:
+def rounding(matrix: Tensor, g: Tensor) -> Tensor:
     """Of a sum of n products in float32: each rounded, n - 1 additions, a factor before and a quotient after it."""
     dense = matrix.to_dense().double().abs()
     terms = int((dense != 0).sum(0).max()) + 3 if dense.numel() else 0
-    return terms * ULP * (dense.t() @ g.double().abs()) * 1.01
+    bound: Tensor = (dense.t() @ g.double().abs()) * (terms * ULP * 1.01)
+    return bound
 
 
 def test_which_symmetry_a_graphs_adjacency_has() -> None:
@@ -80,7 +81,7 @@ def test_the_product_is_that_of_the_dense_transpose(kind: str, indices: torch.dt
     out = transposed_product(matrix, symmetry_of(matrix), g)
     expected = matrix.to_dense().double().t() @ g.double()
     assert out.shape == expected.shape
-    assert bool(((out.double() - expected).abs() <= bound(matrix, g)).all())
+    assert bool(((out.double() - expected).abs() <= rounding(matrix, g)).all())
 
 
 def test_a_gradient_that_is_not_contiguous() -> None:
@@ -90,4 +91,4 @@ def test_a_gradient_that_is_not_contiguous() -> None:
         for each in (g, expanded):
             out = transposed_product(matrix, symmetry_of(matrix), each)
             expected = matrix.to_dense().double().t() @ each.double()
-            assert bool(((out.double() - expected).abs() <= bound(matrix, each)).all())
+            assert bool(((out.double() - expected).abs() <= rounding(matrix, each)).all())
