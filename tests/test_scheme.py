@@ -6,7 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actbench.errors import SchemeError
-from actbench.scheme import BITS, LEVELS, NAMED, OPERATIONS, PROJECTED, UNQUANTIZED, UNTOUCHED, Block, Override, Scheme
+from actbench.scheme import (
+    BITS,
+    DERIVED,
+    DROPOUTS,
+    LEVELS,
+    NAMED,
+    OPERATIONS,
+    PROJECTED,
+    RECTIFIED_BITS,
+    UNQUANTIZED,
+    UNTOUCHED,
+    Block,
+    Override,
+    Scheme,
+)
 
 blocks = st.builds(Block, st.integers(1, 2**20), st.booleans())
 calls: dict[str, Any] = {"operation": st.sampled_from(OPERATIONS), "call": st.integers(1, 2**20)}
@@ -21,15 +35,24 @@ overrides = st.one_of(
     st.builds(Override, **projected, projection=st.none() | st.integers(1, 2**20)),
     st.builds(Override, **calls, bits=st.just(UNTOUCHED)),
 )
-schemes = st.builds(
+overridable = st.builds(
     Scheme,
-    name=st.sampled_from([name for name in NAMED if name not in UNQUANTIZED]),
+    name=st.sampled_from([name for name in NAMED if name not in (*UNQUANTIZED, *DERIVED)]),
     bits=st.sampled_from(BITS),
     block=blocks,
     projection=st.integers(1, 2**20),
     levels=st.sampled_from(LEVELS),
     overrides=st.lists(overrides, max_size=4, unique_by=lambda each: each.place).map(tuple),
 )
+derived = st.builds(
+    Scheme,
+    name=st.sampled_from(DERIVED),
+    bits=st.sampled_from(RECTIFIED_BITS),
+    block=blocks,
+    levels=st.sampled_from(LEVELS),
+    dropout=st.sampled_from(DROPOUTS),
+)
+schemes = st.one_of(overridable, derived)
 
 
 @given(schemes)
@@ -70,6 +93,17 @@ def test_a_record_holds_the_overrides_and_is_otherwise_what_it_was() -> None:
         {"operation": "batch_norm", "call": 1, "bits": 32},
         {"operation": "linear", "call": 12, "block": "64r", "projection": 2},
     ]
+
+
+def test_a_derived_scheme_may_have_bits_between() -> None:
+    scheme = Scheme.parse("derived:bits=1.6,dropout=bit")
+    assert (scheme.bits, scheme.block, scheme.projection, scheme.dropout) == (1.6, Block(128), 1, "bit")
+    assert str(scheme) == "derived:bits=1.6,dropout=bit"
+    assert scheme.as_record()["bits"] == 1.6
+    # What a name says already leaves no trace, and whole bits stay whole.
+    assert str(Scheme.parse("derived-lean:bits=1.6")) == "derived-lean"
+    assert str(Scheme.parse("derived-lean:bits=2")) == "derived-lean:bits=2"
+    assert all(each.derives == (each.name in DERIVED) for each in NAMED.values())
 
 
 def test_an_override_that_changes_nothing_leaves_no_trace() -> None:
@@ -125,6 +159,14 @@ def test_options_that_change_nothing_leave_no_trace() -> None:
         ("exact/batch_norm2:projection=2", "batch_norm2 is never projected"),
         ("exact/linear1:bits=4/linear1:bits=8", "linear1 is overridden twice"),
         ("exact/linear1:levels=vm", "levels is one of uniform, clipped-normal"),
+        ("exact:bits=1.6", "bits is one of 1, 2, 4, 8"),
+        ("exact/linear1:bits=1.6", "bits is one of 1, 2, 4, 8"),
+        ("derived:bits=1", "bits is one of 1.6, 2, 4, 8"),
+        ("derived:bits=1.5", "bits=1.5"),
+        ("derived:projection=8", "projection=8 is not possible: derived keeps an activation once"),
+        ("derived-lean/linear2:bits=8", "linear2 is not possible: derived-lean keeps an activation once"),
+        ("derived-fine/batch_norm1:bits=32", "batch_norm1 is not possible: derived-fine keeps an activation once"),
+        ("derved", "did you mean 'derived'"),
     ],
 )
 def test_wrong_text_is_one_sentence(text: str, says: str) -> None:
@@ -176,6 +218,10 @@ def test_blocks_of_rows_follow_the_authors_cap(rows: int, width: int, length: in
         {"name": "exact", "bits": 2, "projection": 0},
         {"name": "exact", "bits": 2, "levels": "vm"},
         {"name": "exact", "bits": 2, "dropout": "none"},
+        {"name": "derived", "bits": 1},
+        {"name": "derived"},
+        {"name": "derived", "bits": 2, "projection": 2},
+        {"name": "derived", "bits": 2, "overrides": (Override("linear", 1, bits=4),)},
     ],
 )
 def test_values_that_no_text_gives_are_refused(values: dict[str, Any]) -> None:

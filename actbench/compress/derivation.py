@@ -20,8 +20,10 @@ from actbench.compress.derived import (
     AsIs,
     DroppedOut,
     DropRectified,
+    Elu,
     Knot,
     Late,
+    LayerNorm,
     MaskInUse,
     Norm,
     Normed,
@@ -39,9 +41,9 @@ from actbench.compress.interception import (
     compress_dropout,
     compress_linear,
     compress_matmul,
+    compress_relu,
     compress_sparse_product,
     compressible,
-    open_compressions,
 )
 from actbench.compress.ledger import before_closing
 from actbench.compress.products import symmetry_of
@@ -63,12 +65,8 @@ class Known:
         self._entries[tensor] = tensor._version, what
 
     def get(self, tensor: Tensor) -> Any:
-        """What was set for `tensor`, or for what it is a mere reshaping of; None if nothing is known."""
+        """What was set for `tensor`; None if nothing is known."""
         version, what = self._entries.get(tensor, (-1, None))
-        if what is None and tensor._base is not None:
-            base = tensor._base
-            if base.is_contiguous() and tensor.is_contiguous() and base.numel() == tensor.numel():
-                version, what = self._entries.get(base, (-1, None))
         return what if version == tensor._version else None
 
     def pop(self, tensor: Tensor) -> Any:
@@ -98,13 +96,13 @@ class Derivation(Compression):
         self.held = Known()
         """How tensors' values are read: a `Held`."""
         self.aggregated = Known()
-        """Of a product A x: A and x."""
+        """Of a product A x: A and x, and the versions that they had."""
         self.tied = Known()
         """Of a ReLU's output: its tie and knot, until a dropout takes them."""
         self.normed = Known()
         """Of a batch norm's output: its tie and `Normed`."""
-        self._made = Known()
-        """Tensors without gradient that were made inside: not data that stays anyway."""
+        self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        """Tensors without gradient that were made inside, changed in place or not: no data that stays anyway."""
         self._taken: Tensor | None = None
 
     def __enter__(self) -> Self:
@@ -127,23 +125,22 @@ class Derivation(Compression):
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run `func`, or the function of ours that keeps less."""
-        if not torch.is_grad_enabled() or open_compressions()[-1] is not self:
-            return super().__torch_function__(func, types, args, kwargs)
-        name = getattr(func, "__name__", "")
-        if name.endswith("_") and (not name.endswith("__") or name.startswith("__i")):
+        if _may_change_in_place(func):
             self._settle(args, kwargs)
         out = super().__torch_function__(func, types, args, kwargs)
-        if isinstance(out, Tensor):
-            if out.requires_grad:
-                self._settle(args, kwargs)
-            elif not out._is_view() and out.layout == torch.strided and not any(out is each for each in args):
-                self._made[out] = True
+        results = [each for each in (out if isinstance(out, list | tuple) else (out,)) if isinstance(each, Tensor)]
+        if results:
+            # Without gradients too: an autograd function that no mode sees runs its forward so.
+            self._settle(args, kwargs)
+        for each in results:
+            if not each.requires_grad and self._is_new(func, each, args, kwargs):
+                self._made[each] = True
         self._taken = None
         return out
 
     def keep_input(self, operation: str, x: Tensor, projected: bool, rows: int | None = None) -> Held | None:
         """What is held of `x` already, x itself if it is data, or else one code for this and later calls."""
-        held: Held | None = self.held.get(x)
+        held = self.held_of(x)
         if held is None and not x.requires_grad and not self.made(x):
             held = AsIs(), (x,)
         if held is None:
@@ -151,53 +148,113 @@ class Derivation(Compression):
             self.held[x] = held
         return held
 
+    def held_of(self, x: Tensor) -> Held | None:
+        """What is held of `x` or of what it is a mere reshaping of."""
+        held: Held | None = self.held.get(x)
+        base = x._base
+        if held is None and base is not None and base.numel() == x.numel() and x.is_contiguous():
+            # A CSR matrix is the base of its values and has no such question.
+            held = self.held.get(base) if base.layout == torch.strided and base.is_contiguous() else None
+        return held
+
     def made(self, x: Tensor) -> bool:
         """Whether `x`, which needs no gradient, was made inside: no data that stays anyway."""
-        return bool(self._made.get(x))
+        return x in self._made or (x._base is not None and x._base in self._made)
 
     def taken(self, y: Tensor) -> None:
         """Tell that a ReLU has taken the tie of the batch norm's output `y`."""
         self._taken = y
 
-    def rectify(self, x: Tensor) -> tuple[Rectified, tuple[Tensor, Tensor]]:
-        """How the next ReLU, of `x`, is read, and its codes."""
+    def rectify(self, x: Tensor, operation: str = "relu") -> tuple[Rectified, tuple[Tensor, Tensor]]:
+        """How what is positive in `x`, for the next call of `operation`, is read, and its codes."""
         rectifier, noise = Rectifier.of(x.shape, x.dtype, self.scheme), self.noise()
-        flag = self.watch.flag(self.next_call("relu", x.dtype, tuple(x.shape)), x.device)
+        flag = self.watch.flag(self.next_call(operation, x.dtype, tuple(x.shape)), x.device)
         codes = rectifier.quantize(x.detach(), noise.seed, noise.rounding_stream, flag)
         if not x.is_cuda:
             self.watch.check()
         return Rectified(rectifier, self.watch), codes
 
     def settle_all(self) -> None:
-        """Keep every batch norm's output that lives and that no ReLU has taken."""
-        for y, (tie, normed) in self.normed.items():
-            if tie is not None:
-                self._keep_late(y, normed)
+        """Keep every batch norm's output that lives: it may yet be used where no context sees it."""
+        for y, (_, normed) in self.normed.items():
+            self._keep_late(y, normed)
 
     def _settle(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
         """Keep the batch norms' outputs among what a function that is no ReLU has taken."""
-        for argument in (*args, *(kwargs or {}).values()):
-            for each in argument if isinstance(argument, list | tuple) else (argument,):
-                if isinstance(each, Tensor) and each is not self._taken:
-                    _, normed = self.normed.get(each) or (None, None)
-                    if normed is not None:
-                        self._keep_late(each, normed)
+        for each in _tensors(args, kwargs):
+            if each is not self._taken:
+                _, normed = self.normed.get(each) or (None, None)
+                if normed is not None:
+                    self._keep_late(each, normed)
+
+    def _is_new(
+        self, func: Callable[..., Any], out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any] | None
+    ) -> bool:
+        """Whether `out` is a tensor of its own, and neither an argument nor a view of data."""
+        if out.layout != torch.strided or out._is_view() or any(out is each for each in _tensors(args, kwargs)):
+            return False
+        return func is not Tensor.detach or args[0].requires_grad or self.made(args[0])
 
     def _keep_late(self, y: Tensor, normed: Normed) -> None:
         if normed.late is not None:
             return
-        with torch.no_grad():
+        # This very mode must not take what is done here for a use of y.
+        with torch._C.DisableTorchFunction(), torch.no_grad():
             rows, width = y.shape
             normed.kept = Kept.of(rows, width, y.dtype, self.scheme, self.noise(), 1, normed.name, self.watch)
             packed = normed.kept.pack(y.detach())
-        normed.late = apply(Late, torch.empty(0, device=y.device, requires_grad=True), *packed)
+        # Where gradients are switched off too, or it would keep nothing.
+        with torch.enable_grad():
+            normed.late = apply(Late, torch.empty(0, device=y.device, requires_grad=True), *packed)
+
+
+def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Iterator[Tensor]:
+    """The tensors among a function's arguments, and in lists of them."""
+    for argument in (*args, *(kwargs or {}).values()):
+        for each in argument if isinstance(argument, list | tuple) else (argument,):
+            if isinstance(each, Tensor):
+                yield each
+
+
+def _may_change_in_place(func: Callable[..., Any]) -> bool:
+    """Whether `func`, other than a ReLU, changes its argument in place or has a parameter that makes it do so."""
+    if Derivation.handlers.get(func) in (_relu, _relu_):
+        return False
+    name = getattr(func, "__name__", "")
+    if name == "__setitem__" or (name.endswith("_") and (not name.endswith("__") or name.startswith("__i"))):
+        return True
+    return "inplace" in getattr(getattr(func, "__code__", None), "co_varnames", ())
+
+
+_without_zeros: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _may_have_zeros(weight: Tensor) -> bool:
+    """Whether `weight` had a 0 in every forward pass so far; the first without one is the last that waits for a GPU.
+
+    Zeros are where a residual branch begins, and nothing that a step of training comes back to.
+    """
+    if weight in _without_zeros or (weight.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return False
+    found = bool((weight == 0).any())
+    if not found:
+        _without_zeros[weight] = True
+    return found
+
+
+def _is_watched(x: Tensor) -> bool:
+    """Whether somebody wants to see the gradient by `x`, which must then come by it and not by a tie."""
+    return bool(x._backward_hooks) or x.retains_grad
 
 
 def _linear(
     mode: Derivation, func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor | None:
-    adjacency, x = mode.aggregated.get(input) or (None, None)
-    if adjacency is None or x is None or not weight.requires_grad:
+    factors = mode.aggregated.get(input)
+    if factors is None or not weight.requires_grad or _is_watched(input):
+        return compress_linear(mode, func, input, weight, bias)
+    adjacency, x, versions = factors
+    if versions != (adjacency._version, x._version):
         return compress_linear(mode, func, input, weight, bias)
     held = mode.keep_input("linear", x, projected=False)
     if held is None:
@@ -214,7 +271,7 @@ def _product(
     if sparse.layout != torch.sparse_csr or sparse.requires_grad or not compressible(dense) or dense.dim() != 2:
         return None
     product = apply(Product, func, symmetry_of(sparse), sparse, dense) if dense.requires_grad else func(sparse, dense)
-    mode.aggregated[product] = sparse, dense
+    mode.aggregated[product] = sparse, dense, (sparse._version, dense._version)
     return product
 
 
@@ -244,6 +301,9 @@ def _batch_norm(
         return compress_batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
     if not (input.requires_grad or weight.requires_grad) or input.shape[0] < 2:
         return None
+    if _may_have_zeros(weight):
+        # Of x̂ in a channel of γ = 0 the output y knows nothing, and γ's gradient would be 0 for ever.
+        return compress_batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
     normed = Normed(mode.next_call("batch_norm", input.dtype, tuple(input.shape)), Knot())
     out, tie = apply_for_two(Norm, normed, input, weight, bias, running_mean, running_var, momentum, eps)
     mode.normed[out] = [tie, normed]
@@ -269,7 +329,10 @@ def _torch_batch_norm(
 def _relu(mode: Derivation, func: Callable[..., Tensor], input: Tensor, inplace: bool = False) -> Tensor | None:
     if not (compressible(input) and input.requires_grad):
         return None
-    entry = mode.normed.get(input) or [None, None]
+    if inplace and input._is_view():
+        # Of a function that changes a view torch allows no second result.
+        return compress_relu(mode, func, input, inplace)
+    entry: list[Any] = [None, None] if _is_watched(input) else mode.normed.get(input) or [None, None]
     tie, normed = entry
     rectified, codes = mode.rectify(input)
     onward = None
@@ -286,6 +349,37 @@ def _relu(mode: Derivation, func: Callable[..., Tensor], input: Tensor, inplace:
 
 def _relu_(mode: Derivation, func: Callable[..., Tensor], input: Tensor) -> Tensor | None:
     return _relu(mode, func, input, inplace=True)
+
+
+def _elu(
+    mode: Derivation, func: Callable[..., Tensor], input: Tensor, alpha: float = 1.0, inplace: bool = False
+) -> Tensor | None:
+    if not (compressible(input) and input.requires_grad and alpha > 0):
+        return None
+    out = func(input.detach(), alpha)
+    rectified, codes = mode.rectify(-out, "elu")
+    return apply(Elu, rectified.rectifier, codes, alpha, inplace, input, out)
+
+
+def _layer_norm(
+    mode: Derivation,
+    func: Callable[..., Tensor],
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    needed = any(t is not None and t.requires_grad for t in (input, weight))
+    shape = tuple(normalized_shape)
+    if not (needed and compressible(input) and shape == input.shape[input.dim() - len(shape) :]):
+        return None
+    if torch.is_autocast_enabled(input.device.type):
+        # Autocast has a dtype of its own for it.
+        return None
+    width = input.shape[-1]
+    kept = mode.keep("layer_norm", input.numel() // width, width, input.dtype, projected=False)
+    return apply(LayerNorm, kept, input, shape, weight, bias, eps) if kept else None
 
 
 def _dropout(
@@ -307,7 +401,7 @@ def _dropout(
         mode.held[out] = DroppedOut(AsIs(), mask), (input, of_mask)
         return out
     tied, held = mode.tied.pop(input), mode.held.get(input)
-    if tied is None or held is None:
+    if tied is None or held is None or _is_watched(input):
         return compress_dropout(mode, func, input, p, training, inplace)
     tie, knot = tied
     inner, packed = held
@@ -344,6 +438,8 @@ Derivation.handlers = Compression.handlers | {
     Tensor.relu: _relu,
     torch.relu_: _relu_,
     Tensor.relu_: _relu_,
+    F.elu: _elu,
+    F.layer_norm: _layer_norm,
     F.dropout: _dropout,
     torch.dropout: _torch_dropout,
     torch.dropout_: _torch_dropout_,

@@ -92,7 +92,7 @@ def _left_product(
     keeping: AsIs | Rectified | DroppedOut, left: Tensor, packed: tuple[Tensor, ...], scale: float
 ) -> Tensor:
     x = keeping.recover(packed)
-    product = left @ x.reshape(-1, x.shape[-1]).to(left.dtype)
+    product = left @ x.reshape(left.shape[1], -1).to(left.dtype)
     return product if scale == 1 else product * scale
 
 
@@ -164,8 +164,8 @@ class Norm(Function):
             return None, *gradients, *nothing
         if normed.late is None or normed.kept is None:
             raise RuntimeError(
-                f"the output of {normed.name} went into an operation that compress cannot see, as an autograd function "
-                "of your own: open compress('int4') or 'fp32' around that part."
+                f"what was made of {normed.name} went into an operation that compress cannot see, as an autograd "
+                "function of your own: open compress('int4') or 'fp32' around that part."
             )
         if by_tie is not None:
             rectifier, codes, dropped = normed.knot.undo()
@@ -267,6 +267,59 @@ class DropRectified(Function):
         return None, None, None, None, None, gradient
 
 
+class Elu(Function):
+    """`F.elu`, keeping rectified codes of its output's negative, which has all that its derivative asks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rectifier: Rectifier, codes: RectifiedCodes, alpha: float, inplace: bool, x: Tensor, out: Tensor
+    ) -> Tensor:
+        """Keeps the codes; `out` is what the stock function made of `x`."""
+        ctx.rectifier, ctx.alpha = rectifier, alpha
+        ctx.save_for_backward(*codes)
+        if inplace:
+            ctx.mark_dirty(x)
+            return x.copy_(out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """An unbiased estimate: g where x >= 0, (α + out) g elsewhere."""
+        codes = ctx.saved_tensors
+        negative = ctx.rectifier.dequantize(codes)
+        by_x = gradient + ctx.rectifier.passed(gradient * (ctx.alpha - 1 - negative), codes)
+        return None, None, None, None, by_x, None
+
+
+class LayerNorm(Function):
+    """`F.layer_norm`, keeping its input packed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kept: Kept, x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        """Keeps the packed input and each row's mean and inverse standard deviation."""
+        out, mean, inverse_std = torch.ops.aten.native_layer_norm(x, shape, weight, bias, eps)
+        ctx.kept, ctx.shape, ctx.normalized = kept, x.shape, shape
+        packed = kept.pack(x.reshape(kept.packing.shape))
+        ctx.save_for_backward(weight, bias, mean, inverse_std, *packed)
+        result: Tensor = out
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """The stock backward on the estimate of the input."""
+        weight, bias, mean, inverse_std, *packed = ctx.saved_tensors
+        x = ctx.kept.recover(tuple(packed)).view(ctx.shape)
+        needed = [ctx.needs_input_grad[1], ctx.needs_input_grad[3], ctx.needs_input_grad[4]]
+        by_x, by_weight, by_bias = torch.ops.aten.native_layer_norm_backward(
+            gradient.contiguous(), x, ctx.normalized, mean, inverse_std, weight, bias, needed
+        )
+        return None, by_x, None, by_weight, by_bias, None
+
+
 class ProductLinear(Function):
     """`product(A x, weight, bias)` of a sparse A whose A x is not kept: ∂weight = (Aᵀ g)ᵀ x."""
 
@@ -297,7 +350,8 @@ class ProductLinear(Function):
         if ctx.needs_input_grad[8]:
             by_bias = gradient.sum(0)
         if ctx.needs_input_grad[6] or ctx.needs_input_grad[7]:
-            g = transposed_product(adjacency, ctx.symmetry, gradient)
+            # Under autocast the gradient is shorter than the adjacency.
+            g = transposed_product(adjacency, ctx.symmetry, gradient.to(adjacency.dtype))
             if ctx.needs_input_grad[6]:
                 by_x = g @ weight.to(g.dtype)
             if ctx.needs_input_grad[7]:

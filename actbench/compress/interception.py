@@ -288,14 +288,17 @@ def _torch_batch_norm(
     return compress_batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
-def _relu(mode: Compression, func: Callable[..., Tensor], input: Tensor, inplace: bool = False) -> Tensor | None:
+def compress_relu(
+    mode: Compression, func: Callable[..., Tensor], input: Tensor, inplace: bool = False
+) -> Tensor | None:
+    """`F.relu`: a bit an element kept."""
     if not (compressible(input) and input.requires_grad):
         return None
     return apply(Relu, input, inplace)
 
 
 def _relu_(mode: Compression, func: Callable[..., Tensor], input: Tensor) -> Tensor | None:
-    return _relu(mode, func, input, inplace=True)
+    return compress_relu(mode, func, input, inplace=True)
 
 
 def _leaky_relu(
@@ -381,9 +384,9 @@ Compression.handlers = {
     Tensor.addmm: _addmm,
     F.batch_norm: compress_batch_norm,
     torch.batch_norm: _torch_batch_norm,
-    F.relu: _relu,
-    torch.relu: _relu,
-    Tensor.relu: _relu,
+    F.relu: compress_relu,
+    torch.relu: compress_relu,
+    Tensor.relu: compress_relu,
     torch.relu_: _relu_,
     Tensor.relu_: _relu_,
     F.leaky_relu: _leaky_relu,

@@ -57,8 +57,9 @@ def _find_symmetry(matrix: Tensor) -> Symmetry:
     if torch.equal(values, other.values()):
         return Symmetry.EQUAL
     spread = _row_values(matrix).repeat_interleave(crow.diff(), output_size=values.numel())
-    # The quotient by a row's value must not leave the floats.
-    ordinary = bool((values.abs() > torch.finfo(values.dtype).tiny).all())
+    # Neither a product of two values and a gradient may leave the floats nor the quotient by a value after it.
+    smallest, size = torch.finfo(values.dtype).tiny ** (1 / 3), values.abs()
+    ordinary = bool(((size > smallest) & (size < 1 / smallest)).all())
     return Symmetry.BY_ROWS if ordinary and torch.equal(values, spread) else Symmetry.NONE
 
 

@@ -105,7 +105,10 @@ class Keeping(Protocol):
         """x or an unbiased estimate of it. Raises `NonFiniteError` if it is known that there is none."""
 
     def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
-        """`left` [n, rows] times x or the estimate, times `scale`. Raises as `recover`."""
+        """`left` [n, rows] times x or the estimate, times `scale`; x, if not projected, may be seen with other rows.
+
+        Raises as `recover`.
+        """
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,10 @@ class Kept:
     def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
         """`left` [n, rows] times the estimate of x, never formed, times `scale`: (left û) Pᵀ. Raises as `recover`."""
         self.watch.check()
-        product = left @ dequantize(packed, self.packing).to(left.dtype)
-        product = product @ self.projection.matrix(product).t() if self.projection else product
+        values = dequantize(packed, self.packing).to(left.dtype)
+        if self.projection:
+            product = left @ values
+            product = product @ self.projection.matrix(product).t()
+        else:
+            product = left @ values.reshape(left.shape[1], -1)
         return product if scale == 1 else product * scale

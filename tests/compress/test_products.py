@@ -1,0 +1,94 @@
+import pytest
+import torch
+from torch import Tensor
+
+from actbench.compress.products import Symmetry, symmetry_of, transposed_product
+from actbench.graphs import gcn_adjacency, mean_adjacency
+
+ULP = 2.0**-24
+
+
+def edges(nodes: int, directed: bool) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    # The last two nodes have no neighbour.
+    one_way = torch.randint(nodes - 2, (2, 4 * nodes), generator=generator)
+    return torch.unique(one_way if directed else torch.cat((one_way, one_way.flip(0)), 1), dim=1)
+
+
+def with_values(matrix: Tensor, values: Tensor) -> Tensor:
+    return torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), values, matrix.shape)
+
+
+def rounding(matrix: Tensor, g: Tensor) -> Tensor:
+    """Of a sum of n products in float32: each rounded, n - 1 additions, a factor before and a quotient after it."""
+    dense = matrix.to_dense().double().abs()
+    terms = int((dense != 0).sum(0).max()) + 3 if dense.numel() else 0
+    bound: Tensor = (dense.t() @ g.double().abs()) * (terms * ULP * 1.01)
+    return bound
+
+
+def test_which_symmetry_a_graphs_adjacency_has() -> None:
+    undirected, directed = edges(30, directed=False), edges(30, directed=True)
+    assert symmetry_of(gcn_adjacency(undirected, 30)) is Symmetry.EQUAL
+    assert symmetry_of(mean_adjacency(undirected, 30)) is Symmetry.BY_ROWS
+    assert symmetry_of(gcn_adjacency(directed, 30)) is Symmetry.NONE
+    assert symmetry_of(mean_adjacency(directed, 30)) is Symmetry.NONE
+
+
+def test_weights_a_shape_and_values_beyond_division_leave_no_symmetry() -> None:
+    mean = mean_adjacency(edges(30, directed=False), 30)
+    values = mean.values()
+    assert symmetry_of(with_values(mean, torch.linspace(1, 2, values.numel()))) is Symmetry.NONE
+    # Of rows alike but for one value of one of them.
+    one_off = values.clone()
+    one_off[3] *= 1.5
+    assert symmetry_of(with_values(mean, one_off)) is Symmetry.NONE
+    # A product of two of them, or the quotient after it, would be 0, infinite or no number.
+    of_one_row = (torch.arange(30) == 4).repeat_interleave(mean.crow_indices().diff())
+    for value in (0.0, 1e-40, 1e-25, 1e25, torch.inf, torch.nan):
+        assert symmetry_of(with_values(mean, torch.where(of_one_row, value, values))) is Symmetry.NONE
+    rectangular = torch.ones(3, 5).to_sparse_csr()
+    assert symmetry_of(rectangular) is Symmetry.NONE
+    one_way = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).to_sparse_csr()
+    assert symmetry_of(one_way) is Symmetry.NONE
+
+
+def test_a_change_in_place_is_looked_at_anew() -> None:
+    adjacency = gcn_adjacency(edges(30, directed=False), 30)
+    assert symmetry_of(adjacency) is Symmetry.EQUAL
+    adjacency.values()[0] *= 2
+    adjacency.values()[1] *= 3
+    assert symmetry_of(adjacency) is Symmetry.NONE
+    assert symmetry_of(adjacency) is Symmetry.NONE
+
+
+@pytest.mark.parametrize("indices", [torch.int32, torch.int64])
+@pytest.mark.parametrize("kind", ["gcn", "mean", "directed", "weighted", "rectangular", "no entries", "no rows"])
+def test_the_product_is_that_of_the_dense_transpose(kind: str, indices: torch.dtype) -> None:
+    undirected, directed = edges(30, directed=False), edges(30, directed=True)
+    matrix = {
+        "gcn": lambda: gcn_adjacency(undirected, 30),
+        "mean": lambda: mean_adjacency(undirected, 30),
+        "directed": lambda: mean_adjacency(directed, 30),
+        "weighted": lambda: with_values(m := mean_adjacency(undirected, 30), torch.randn(m.values().numel())),
+        "rectangular": lambda: (torch.randn(20, 33) * (torch.rand(20, 33) < 0.2)).to_sparse_csr(),
+        "no entries": lambda: torch.zeros(4, 4).to_sparse_csr(),
+        "no rows": lambda: torch.zeros(0, 0).to_sparse_csr(),
+    }[kind]()
+    crow, col = matrix.crow_indices().to(indices), matrix.col_indices().to(indices)
+    matrix = torch.sparse_csr_tensor(crow, col, matrix.values(), matrix.shape)
+    g = torch.randn(matrix.shape[0], 7)
+    out = transposed_product(matrix, symmetry_of(matrix), g)
+    expected = matrix.to_dense().double().t() @ g.double()
+    assert out.shape == expected.shape
+    assert bool(((out.double() - expected).abs() <= rounding(matrix, g)).all())
+
+
+def test_a_gradient_that_is_not_contiguous() -> None:
+    for matrix in (mean_adjacency(edges(30, directed=False), 30), gcn_adjacency(edges(30, directed=False), 30)):
+        g = torch.randn(7, 30).t()
+        expanded = torch.ones(1, 1).expand(30, 7)
+        for each in (g, expanded):
+            out = transposed_product(matrix, symmetry_of(matrix), each)
+            expected = matrix.to_dense().double().t() @ each.double()
+            assert bool(((out.double() - expected).abs() <= rounding(matrix, each)).all())
