@@ -221,6 +221,11 @@ class Scheme:
         return record
 
 
+def name_of(text: str) -> str:
+    """The name that the text of a scheme begins with, known or not."""
+    return text.partition("/")[0].partition(":")[0].strip()
+
+
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     if value not in choices:
         raise SchemeError(f"{name}={value} is not possible: {name} is one of {', '.join(map(str, choices))}.")

@@ -100,8 +100,9 @@ class CallFound:
 def study_calls(
     weights: FixedWeights, scheme: Scheme, draws: int, report: Callable[[str], None] = lambda call: None
 ) -> list[CallFound]:
-    """What `scheme` would keep of every call of a forward pass; nothing for a scheme that quantizes nothing.
+    """What `scheme` would keep of every call of a forward pass; nothing for one that keeps no inputs quantized.
 
+    Those are the schemes that quantize nothing, and the derived ones, which keep codes of what ReLUs make.
     Rounding is drawn `draws` times; the projection is that of seed 0.
     """
     found: list[CallFound] = []
@@ -113,7 +114,7 @@ def study_calls(
 
         return seen(kept, see)
 
-    if scheme.compresses:
+    if scheme.compresses and not scheme.derives:
         weights.forward(Substituted(scheme, 0, substitute))
     return found
 

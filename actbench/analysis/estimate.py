@@ -8,7 +8,7 @@ states the rules, and what lies outside of them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, Final, Literal
@@ -22,6 +22,7 @@ from actbench.errors import UsageError
 from actbench.graphs import Entry
 from actbench.graphs.catalogue import seeded_sizes
 from actbench.models import Architecture, operations
+from actbench.quant import Rectifier
 from actbench.quant.launch import fits_tile
 from actbench.quant.layout import mask_bytes
 from actbench.scheme import Scheme
@@ -64,6 +65,8 @@ class Workload:
     device: Device
     hopper: bool = False
     """Whether the GPU is of compute capability 9.0, whose cuBLAS workspaces are larger."""
+    undirected: bool = True
+    """Whether every edge stands in both directions; derived schemes alone make use of it."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def estimate(workload: Workload, scheme: Scheme) -> Estimate:
     steps = list(_steps(architecture, graph.features, graph.classes))
     parameters = _parameter_sizes(steps)
     buffers = [size for step in steps if step.kind == "batch_norm" for size in _buffers(step.width)]
-    walk = _Walk(workload, uniform)
+    walk = _walk_of(workload, uniform)
     memory = walk.memory
     graph_bytes = memory.hold(_graph_sizes(graph, architecture))
     parameter_bytes = memory.hold([*parameters, *buffers])
@@ -132,6 +135,10 @@ def estimate(workload: Workload, scheme: Scheme) -> Estimate:
     )
 
 
+def _walk_of(workload: Workload, scheme: Scheme) -> _Walk:
+    return (_DerivedWalk if scheme.derives else _Walk)(workload, scheme)
+
+
 def why_not_modelled(workload: Workload, scheme: Scheme) -> str | None:
     """Why nothing but the activations is known of `workload` under `scheme`, or None where all is."""
     model = workload.architecture.model
@@ -141,6 +148,8 @@ def why_not_modelled(workload: Workload, scheme: Scheme) -> str | None:
         return "The peak with input dropout or labels as input is not modelled: `actbench run` measures it."
     if not scheme.compresses and scheme.name != "fp32":
         return f"The peak under scheme '{scheme}' is not modelled: `actbench run --scheme {scheme}` measures it."
+    if scheme.derives and model not in _CONVOLUTIONS:
+        return f"The peak of model {model} under scheme '{scheme}' is not modelled: `actbench run` measures it."
     return None
 
 
@@ -163,7 +172,7 @@ def largest_nodes(workload: Workload, scheme: Scheme, budget_bytes: int) -> int 
     return _last(fits, LARGEST_NODES)
 
 
-def forecast(workload: Workload, schemes: Iterable[Scheme], budget_bytes: int | None) -> dict[str, Any]:
+def forecast(workload: Workload, schemes: Sequence[Scheme], budget_bytes: int | None) -> dict[str, Any]:
     """Estimates under all `schemes` as JSON values, the graph and the network they are of, and what they leave out.
 
     With a budget each row also says whether it `fits`, and `largest_hidden`, `largest_nodes` and `largest_edges`, which
@@ -179,7 +188,7 @@ def forecast(workload: Workload, schemes: Iterable[Scheme], budget_bytes: int | 
         "hopper": workload.hopper,
         "budget_bytes": budget_bytes,
         "rows": [_row(workload, scheme, budget_bytes) for scheme in schemes],
-        "left_out": [_LEFT_OUT[workload.device], *_assumptions(workload)],
+        "left_out": [_LEFT_OUT[workload.device], *_assumptions(workload, schemes)],
     }
 
 
@@ -210,8 +219,13 @@ def _row(workload: Workload, scheme: Scheme, budget_bytes: int | None) -> dict[s
     return row
 
 
-def _assumptions(workload: Workload) -> list[str]:
+def _assumptions(workload: Workload, schemes: Sequence[Scheme]) -> list[str]:
     assumptions = []
+    if workload.undirected and any(scheme.derives for scheme in schemes):
+        assumptions.append(
+            "The graph is taken to be undirected, each edge in both directions: there a derived scheme does not turn "
+            "the adjacency round."
+        )
     if workload.graph.split_sizes is None:
         assumptions.append("60 % of the nodes are taken to be for training, 20 % for validation.")
     model = workload.architecture.model
@@ -352,17 +366,19 @@ def _steps(architecture: Architecture, features: int, classes: int) -> Iterator[
     convolution = _CONVOLUTIONS[architecture.model]
     x = "data"
     for i, (given, width) in enumerate(pairwise(architecture.widths(features, classes)), 1):
-        out = f"convolution {i}"
+        out, given_x = f"convolution {i}", x
         *inner, last = convolution(x, out, given, width)
         yield from inner
-        yield replace(last, released=(*last.released, x))
         if i == architecture.layers:
+            yield replace(last, released=(*last.released, given_x))
             break
+        yield last
         x = out
         if architecture.batch_norm:
             yield Step("batch_norm", (x,), f"batch norm {i}", width, width, (width, width), (x,))
             x = f"batch norm {i}"
-        yield from _activation(architecture, x, i, width, (x,))
+        # The network's loop holds what it gave to a layer until that returns.
+        yield from _activation(architecture, x, i, width, (x, given_x))
         x = f"dropout {i}" if architecture.dropout > 0 else f"relu {i}"
 
 
@@ -530,10 +546,7 @@ class _Walk:
         kept = []
         if step.kind == "dropout":
             kept.append(memory.take(self.nodes * step.width * (1 if self.on_cuda else FLOAT_BYTES)))
-        # torch.sparse.mm adds the product to a matrix of zeros.
-        zeros = [memory.take(self.matrix(step.width))] if step.kind == "product" else []
-        out = memory.take(self.matrix(step.width))
-        memory.drop(*zeros)
+        out = self.product(step.width) if step.kind == "product" else memory.take(self.matrix(step.width))
         if not training:
             return out
         if step.kind in ("linear", "addmm", "batch_norm"):
@@ -558,26 +571,44 @@ class _Walk:
             out = memory.take(self.matrix(step.width))
             kept = [memory.take(mask_bytes(numel))]
         elif step.kind == "dropout":
-            by_seed = keeps_seed(numel, self.scheme, self.workload.device)
-            # The generator's state lies in host memory.
-            state = memory.take(0 if self.on_cuda else GENERATOR_BYTES["cpu"]) if by_seed else None
-            if self.on_cuda:
-                out = memory.take(self.matrix(step.width))
-                mask = memory.take(numel)
-                bits = memory.take(mask_bytes(numel))
-                memory.drop(mask)
-            else:
-                # Where torch draws them as int32, that is gone before the output, as large, is made.
-                bits = memory.take(mask_bytes(numel))
-                out = memory.take(self.matrix(step.width))
-            kept = [bits]
-            if state is not None:
-                memory.drop(bits)
-                kept = [state]
+            out, kept = self.drawn_dropout(step)
         else:
             return self.stock_forward(step, training=True)
         self.kept[step.output] = kept
         return out
+
+    def drawn_dropout(self, step: Step) -> tuple[_Tensor, list[_Tensor]]:
+        """The result, and the bits or the generator's state that are kept."""
+        memory, numel = self.memory, self.nodes * step.width
+        by_seed = keeps_seed(numel, self.scheme, self.workload.device)
+        # The generator's state lies in host memory.
+        state = memory.take(0 if self.on_cuda else GENERATOR_BYTES["cpu"]) if by_seed else None
+        if self.on_cuda:
+            out = memory.take(self.matrix(step.width))
+            mask = memory.take(numel)
+            bits = memory.take(mask_bytes(numel))
+            memory.drop(mask)
+        else:
+            # Where torch draws them as int32, that is gone before the output, as large, is made.
+            bits = memory.take(mask_bytes(numel))
+            out = memory.take(self.matrix(step.width))
+        if state is None:
+            return out, [bits]
+        memory.drop(bits)
+        return out, [state]
+
+    def drawn_again(self, numel: int) -> list[_Tensor]:
+        """The bits of a dropout's mask that is drawn from its seed; nothing where they were kept."""
+        memory = self.memory
+        if not keeps_seed(numel, self.scheme, self.workload.device):
+            return []
+        if not self.on_cuda:
+            return [memory.take(mask_bytes(numel))]
+        memory.use(FLOAT_BYTES * numel, FLOAT_BYTES * numel, numel)
+        mask = memory.take(numel)
+        bits = memory.take(mask_bytes(numel))
+        memory.drop(mask)
+        return [bits]
 
     def loss(self, logits: str) -> None:
         """Loss on the training nodes, and its backward up to the logits' gradient."""
@@ -630,7 +661,7 @@ class _Walk:
         elif step.kind == "batch_norm":
             self.batch_norm_backward(step)
         else:
-            self.mask_backward(step)
+            self.mask_backward(step, gradient)
         memory.drop(gradient, *kept)
 
     def linear_backward(self, step: Step, input_trained: bool) -> None:
@@ -684,7 +715,11 @@ class _Walk:
         self.add_gradient(step.inputs[0], by_x)
 
     def product_backward(self, step: Step) -> None:
-        """Aᵀ times the gradient; torch sorts the edges anew for every such product."""
+        """Aᵀ times the gradient."""
+        self.add_gradient(step.inputs[0], self.turned_product(step.width))
+
+    def turned_product(self, width: int) -> _Tensor:
+        """Aᵀ times a matrix [nodes, width]; torch sorts the edges anew for every such product."""
         memory, edges, nodes = self.memory, self.edges, self.nodes
         index = _index_bytes(edges)
         memory.use(_INDEX_BYTES * nodes, _INDEX_BYTES * nodes)
@@ -699,10 +734,16 @@ class _Walk:
         transposed = [memory.take(size) for size in (2 * index * edges, FLOAT_BYTES * edges, index * (nodes + 1))]
         memory.use(index * (nodes + 1), index * (nodes + 1))
         memory.drop(order, keys, pairs, rows)
-        zeros = memory.take(self.matrix(step.width))
-        by_x = memory.take(self.matrix(step.width))
-        memory.drop(zeros, *transposed)
-        self.add_gradient(step.inputs[0], by_x)
+        product = self.product(width)
+        memory.drop(*transposed)
+        return product
+
+    def product(self, width: int) -> _Tensor:
+        """A times a matrix [nodes, width], which torch adds to a matrix of zeros."""
+        zeros = self.memory.take(self.matrix(width))
+        out = self.memory.take(self.matrix(width))
+        self.memory.drop(zeros)
+        return out
 
     def batch_norm_backward(self, step: Step) -> None:
         memory, matrix = self.memory, self.matrix(step.width)
@@ -714,18 +755,10 @@ class _Walk:
         memory.drop(*estimated, *extra)
         self.add_gradient(step.inputs[0], by_x)
 
-    def mask_backward(self, step: Step) -> None:
-        memory, numel = self.memory, self.nodes * step.width
+    def mask_backward(self, step: Step, gradient: _Tensor) -> None:
+        memory = self.memory
         redrawn = step.kind == "dropout" and self.scheme.compresses
-        bits = []
-        if redrawn and keeps_seed(numel, self.scheme, self.workload.device):
-            if self.on_cuda:
-                memory.use(self.matrix(step.width), self.matrix(step.width), numel)
-                mask = memory.take(numel)
-                bits = [memory.take(mask_bytes(numel))]
-                memory.drop(mask)
-            else:
-                bits = [memory.take(mask_bytes(numel))]
+        bits = self.drawn_again(self.nodes * step.width) if redrawn else []
         by_x = memory.take(self.matrix(step.width))
         memory.drop(*bits)
         self.add_gradient(step.inputs[0], by_x)
@@ -779,3 +812,121 @@ class _Walk:
         packed = [memory.take(size) for size in (layout.code_bytes, ends, ends)]
         memory.drop(*u)
         return packed
+
+
+@dataclass
+class _DerivedWalk(_Walk):
+    """The same under a scheme of `scheme.DERIVED`, on graphs and networks whose every product its rules cover.
+
+    Codes of ReLUs and masks of dropouts are all that is kept; `sources` are those that a tensor is read from. A
+    product of the adjacency is not kept, nor does a gradient go through it: the linear behind it passes it on.
+    """
+
+    sources: dict[str, list[_Tensor]] = field(init=False, default_factory=lambda: {"data": []})
+    makers: dict[str, Step] = field(init=False, default_factory=dict)
+    bits: dict[str, list[_Tensor]] = field(init=False, default_factory=dict)
+    """Masks of dropouts that a reader has drawn again, until the dropout's own backward."""
+    undone: list[_Tensor] = field(init=False, default_factory=list)
+    """What goes along with a gradient until the last of dropout, ReLU and batch norm uses it."""
+
+    def compressed_forward(self, step: Step) -> _Tensor:
+        memory = self.memory
+        self.makers[step.output] = step
+        kept: list[_Tensor] = []
+        if step.kind == "dropout":
+            out, kept = self.drawn_dropout(step)
+            self.sources[step.output] = [*self.sources[step.inputs[0]], *kept]
+        elif step.kind == "relu":
+            shape = torch.Size((self.nodes, step.width))
+            layout = Rectifier.of(shape, torch.float32, self.scheme).layout
+            kept = [memory.take(size) for size in (layout.code_bytes, layout.total_bytes - layout.code_bytes)]
+            out = memory.take(self.matrix(step.width))
+            self.sources[step.output] = kept
+        elif step.kind == "linear":
+            kept = [self.shared(each) for each in self.sources[self.read(step)]]
+            out = memory.take(self.matrix(step.width))
+        elif step.kind == "batch_norm":
+            out = memory.take(self.matrix(step.width))
+            mean, inverse_std = self.statistics(step)
+            memory.drop(mean)
+            kept = [inverse_std]
+        else:
+            return self.stock_forward(step, training=True)
+        self.kept[step.output] = kept
+        return out
+
+    def follows(self, step: Step, kind: str) -> bool:
+        """Whether the step's input was made by an operation of that kind."""
+        maker = self.makers.get(step.inputs[0])
+        return maker is not None and maker.kind == kind
+
+    def read(self, step: Step) -> str:
+        """The tensor that a linear's weight gradient is made of: its input, or what the adjacency was multiplied by."""
+        return self.makers[step.inputs[0]].inputs[0] if self.follows(step, "product") else step.inputs[0]
+
+    def backward(self, step: Step, trained: dict[str, bool]) -> None:
+        if step.kind == "product" and step.output not in self.gradients:
+            self.kept.pop(step.output)
+            return
+        super().backward(step, trained)
+
+    def linear_backward(self, step: Step, input_trained: bool) -> None:
+        memory, x = self.memory, self.read(step)
+        weight, *bias = (FLOAT_BYTES * numel for numel in step.parameters)
+        turned: list[_Tensor] = []
+        if x != step.inputs[0]:
+            self.of_parameters += [memory.take(size) for size in bias]
+            turned = [self.turned_product(step.width)]
+        by_x = memory.take(self.matrix(step.given)) if input_trained else None
+        read_back = []
+        if x != "data":
+            self.mask_of(x)
+            read_back = [memory.take(self.matrix(step.given))]
+        self.of_parameters.append(memory.take(weight))
+        memory.drop(*read_back, *turned)
+        if not turned:
+            self.of_parameters += [memory.take(size) for size in bias]
+        if by_x:
+            by_x.is_view = not turned
+            self.add_gradient(x, by_x)
+
+    def mask_of(self, x: str) -> list[_Tensor]:
+        """The bits of the dropout that made `x`, drawn again unless they are there."""
+        if self.makers[x].kind == "dropout" and x not in self.bits:
+            self.bits[x] = self.drawn_again(self.nodes * self.makers[x].width)
+        return self.bits.get(x, [])
+
+    def turned_product(self, width: int) -> _Tensor:
+        if not self.workload.undirected:
+            return super().turned_product(width)
+        if self.workload.architecture.model != "sage":
+            return self.product(width)
+        # The mean over neighbours: rows are divided before and multiplied after.
+        row_values = self.memory.take(FLOAT_BYTES * self.nodes)
+        scaled = self.memory.take(self.matrix(width))
+        out = self.product(width)
+        self.memory.drop(row_values, scaled)
+        return out
+
+    def mask_backward(self, step: Step, gradient: _Tensor) -> None:
+        if step.kind == "dropout":
+            self.undone += self.mask_of(step.output)
+            by_x = self.shared(gradient)
+        elif self.follows(step, "batch_norm"):
+            self.undone += [self.shared(each) for each in self.sources[step.output]]
+            by_x = self.shared(gradient)
+        else:
+            by_x = self.memory.take(self.matrix(step.width))
+            self.let_go()
+        self.add_gradient(step.inputs[0], by_x)
+
+    def batch_norm_backward(self, step: Step) -> None:
+        by_x = self.memory.take(self.matrix(step.width))
+        self.of_parameters += [self.memory.take(FLOAT_BYTES * numel) for numel in step.parameters]
+        self.let_go()
+        self.add_gradient(step.inputs[0], by_x)
+
+    def let_go(self) -> None:
+        """Drop what went along with the gradient."""
+        self.memory.drop(*self.undone)
+        self.undone = []

@@ -7,7 +7,7 @@ For every draw, exactly,
 
 projection, rounding and a cross term. Where rounding is unbiased given P, as it is for linear inputs, the cross
 term's expectation is 0 and this is the law of total variance; batch norm's backward, quadratic in its input, leaves a
-bias that the cross term and ‖E ĝ - g‖² show.
+bias that the cross term and ‖E ĝ - g‖² show. Derived schemes add one there, see `Rectifier.norm_backward`.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _projects(weights: FixedWeights, scheme: Scheme) -> bool:
         found.append(kept.projection is not None)
         return kept
 
-    if scheme.compresses:
+    if scheme.compresses and not scheme.derives:
         weights.forward(Substituted(scheme, 0, look))
     return any(found)
 

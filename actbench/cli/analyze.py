@@ -38,7 +38,7 @@ from actbench.runs import Job, RecordFile, digest_of, is_out_of_memory, require_
 from actbench.scheme import Scheme
 from actbench.training import recipe_for
 
-DEFAULT_SCHEMES = ("exact", "blockwise", "blockwise-vm", "blockwise-vm:projection=1")
+DEFAULT_SCHEMES = ("exact", "blockwise", "blockwise-vm", "blockwise-vm:projection=1", "derived")
 DEFAULT_EPOCHS = 15
 DEFAULT_DRAWS = 8
 

@@ -15,7 +15,7 @@ from actbench.analysis.estimate import (
     Workload,
     forecast,
 )
-from actbench.cli.options import BatchNorm, Dropout, Format, ModelName, of_recipe
+from actbench.cli.options import DEFAULT_SCHEMES, BatchNorm, Dropout, Format, ModelName, of_recipe
 from actbench.cli.sizes import read_size
 from actbench.compress import require_calls
 from actbench.errors import UsageError
@@ -25,7 +25,6 @@ from actbench.report import estimate_table, open_stdout
 from actbench.scheme import Scheme
 from actbench.training import recipe_for
 
-DEFAULT_SCHEMES = ("fp32", "exact", "blockwise", "blockwise-vm")
 DEFAULT_CLASSES = 10
 _GIVEN = "given sizes"
 
@@ -55,7 +54,9 @@ def estimate(
     batch_norm: BatchNorm = None,
     scheme: Annotated[
         list[str] | None,
-        typer.Option(help="What is kept for backward, again for each more; as in `run`.", show_default="all four"),
+        typer.Option(
+            help="What is kept for backward, again for each more; as in `run`.", show_default=", ".join(DEFAULT_SCHEMES)
+        ),
     ] = None,
     budget: Annotated[
         str | None,

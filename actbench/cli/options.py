@@ -54,6 +54,8 @@ Dropout = Annotated[float | None, of_recipe("Dropout probability.", min=0, max=0
 BatchNorm = Annotated[bool | None, of_recipe("Batch norm.", "--batch-norm/--no-batch-norm")]
 LearningRate = Annotated[float | None, of_recipe("The optimizer's step size.", min=0)]
 
+DEFAULT_SCHEMES = ("fp32", "exact", "blockwise", "blockwise-vm", "derived")
+"""The reference, the papers' schemes and ours."""
 DEFAULT_DATA_DIR = Path.home() / ".cache" / "actbench" / "data"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""

@@ -13,6 +13,7 @@ from actbench.cli.datasets import make_present, require_parts
 from actbench.cli.measuring import end, measure_grid
 from actbench.cli.options import (
     DEFAULT_DATA_DIR,
+    DEFAULT_SCHEMES,
     BatchNorm,
     DataDir,
     Device,
@@ -37,7 +38,6 @@ from actbench.training import recipe_for
 
 DEFAULT_DATASET = "synthetic:arxiv@0.05"
 DEFAULT_EPOCHS = 30
-DEFAULT_SCHEMES = ("fp32", "exact", "blockwise", "blockwise-vm")
 
 
 def run(
@@ -50,10 +50,11 @@ def run(
     scheme: Annotated[
         list[str] | None,
         typer.Option(
-            help="What is kept for backward, again for each more: fp32, exact, blockwise, blockwise-vm, int8, int4, "
-            "bf16, checkpoint, offload (GPU only), or one that quantizes with options, as "
-            "blockwise:bits=4,block=256,projection=4,levels=uniform (block in elements, or in rows as 64r; levels "
-            "uniform or clipped-normal), and with those of single calls, as int4/linear2:bits=8/batch_norm1:block=64r.",
+            help="What is kept for backward, again for each more: fp32, exact, blockwise, blockwise-vm, derived, "
+            "derived-lean, derived-fine, int8, int4, bf16, checkpoint, offload (GPU only), or one that quantizes with "
+            "options, as blockwise:bits=4,block=256,projection=4,levels=uniform (block in elements, or in rows as 64r; "
+            "levels uniform or clipped-normal), and with those of single calls, as "
+            "int4/linear2:bits=8/batch_norm1:block=64r; the derived ones project nothing and have no single calls.",
             show_default=", ".join(DEFAULT_SCHEMES),
         ),
     ] = None,

@@ -37,7 +37,7 @@ from actbench.scheme import Scheme
 from actbench.training import recipe_for
 
 DEFAULT_EPOCHS = 15
-BESIDE = ("exact", "blockwise-vm")
+BESIDE = ("exact", "blockwise-vm", "derived")
 
 
 def tune(
@@ -74,7 +74,7 @@ def tune(
     """Choose bits, block size, projection and levels call by call, and print the scheme that `actbench run` takes.
 
     With --budget the scheme of least gradient noise in that memory, with --max-noise the smallest within that noise.
-    What was tried stands on stderr.
+    What was tried stands on stderr, and beside it exact, blockwise-vm and derived, which has nothing to choose by call.
 
     Example: actbench run --dataset cora --scheme "$(actbench tune --dataset cora --budget 1MiB)"
     """

@@ -20,7 +20,7 @@ from actbench.report.phrases import (
     score_text,
 )
 from actbench.report.study import epochs_of
-from actbench.scheme import UNQUANTIZED
+from actbench.scheme import DERIVED, UNQUANTIZED, name_of
 from actbench.training import recipe_for
 
 
@@ -106,9 +106,11 @@ def table_notes(comparison: Comparison) -> list[Sentence]:
         Sentence("note.noise", {"epochs": epochs_of(s), "draws": str(s.document["draws"]), "file": s.file})
         for s in comparison.studies
     ]
+    derived = [row.label for row in comparison.rows if name_of(row.summary.scheme) in DERIVED]
     return [
         *map(Sentence, keys),
         *noises,
+        *([Sentence("note.ours", {"schemes": ", ".join(derived)})] if derived else []),
         *(_paper_notes(comparison, devices) if comparison.has_paper_figures else []),
         *([Sentence("costs.generated", {"dataset": comparison.dataset})] if comparison.synthetic else []),
     ]
@@ -360,10 +362,11 @@ def _descriptions(row: ComparedRow) -> Iterator[Sentence]:
 def _description(row: ComparedRow) -> Sentence:
     scheme = row.scheme
     block, projection, levels = str(scheme["block"]), scheme.get("projection", 1), str(scheme.get("levels"))
+    derives = name_of(str(scheme["name"])) in DERIVED
     key = f"levels.{levels}"
     size = "block.row" if block == "1r" else "block.rows" if block.endswith("r") else "block.elements"
     return Sentence(
-        "scheme.about",
+        "scheme.derived" if derives else "scheme.about",
         {
             "scheme": row.label,
             "bits": str(scheme["bits"]),

@@ -42,8 +42,11 @@ def escape_markdown(text: str) -> str:
 
 
 def mebibytes_text(value_bytes: float | None) -> str:
-    """Bytes as MiB, without the unit."""
-    return NOTHING if value_bytes is None else f"{value_bytes / MEBIBYTE:,.1f}"
+    """Bytes as MiB, without the unit: one decimal, or two digits of what is less than one."""
+    if value_bytes is None:
+        return NOTHING
+    value = value_bytes / MEBIBYTE
+    return f"{value:.2g}" if 0 < value < 1 else f"{value:,.1f}"
 
 
 def percent_text(ratio: float | None) -> str:
@@ -256,6 +259,14 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "ノイズは、射影だけの分、射影を固定した丸めの分、交差項の和。丸めに偏りがなければ交差項の期待値はゼロ。"
         "偏りの推定値は標準誤差の範囲で負にもなる。",
     ),
+    "study.note.derived": (
+        "{schemes}: batch norm's backward takes its normalised input, where the output is not positive, for that "
+        "channel's mean there. What that does to the gradient, whatever the draw, is in the bias column; ReLU, dropout "
+        "and the weights of linear layers add none. Of these schemes' codes there are no tables of values in blocks.",
+        "{schemes}：バッチ正規化の逆伝播では、出力が正でない要素の正規化入力を、そのチャネルでの平均で代用する。"
+        "乱数によらず勾配がずれる分が「偏り」の列。ReLU、ドロップアウト、線形層の重みの勾配には偏りを加えない。"
+        "これらの方式の符号については、ブロック内の値の表はない。",
+    ),
     "study.note.tensors": (
         "All in units of the whole gradient's ‖g‖², so that parameters add up to the scheme's noise; in the last "
         "column in units of the parameter's own.",
@@ -357,6 +368,11 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "of and "
         "a tenth exceed.",
         "エポック/秒：ウォームアップ後の全エポックの時間の中央値の逆数。範囲は遅い側と速い側の1割を除く境。",
+    ),
+    "note.ours": (
+        "Schemes: exact is EXACT's, blockwise and blockwise-vm are i-EXACT's; {schemes}: actbench's own, in neither "
+        "paper.",
+        "方式の出所：exactはEXACT、blockwiseとblockwise-vmはi-EXACT。{schemes}はactbench独自で、どちらの論文にもない。",
     ),
     "note.paper": (
         "Paper: i-EXACT (and EXACT), on the real ogbn-arxiv and the authors' machine, loss included. raw: a result "
@@ -514,6 +530,14 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "scheme.about": (
         "{scheme}: {bits}-bit quantization with stochastic rounding, {block}, {levels}{projection}.",
         "{scheme}：{block}量子化（{bits}ビット、確率的丸め、{levels}）{projection}。",
+    ),
+    "scheme.derived": (
+        "{scheme}, actbench's own: each activation between layers is kept once, as a {bits}-bit code that holds ReLU's "
+        "mask exactly and its output stochastically rounded ({block}, {levels}); batch norm, where there is one, and "
+        "the next layer read the same code. Nothing is projected.",
+        "{scheme}（actbench独自の方式）：層の間の活性化マップを一度だけ保持します。ReLUの正確なマスクと、確率的に"
+        "丸めた出力を{bits}ビットの符号1つで兼ね（{block}、{levels}）、バッチ正規化（ある場合）と次の層の逆伝播も"
+        "同じ符号を読みます。射影はしません。",
     ),
     "scheme.bf16": (
         "{scheme}: forward and loss run under autocast in bfloat16, so activations are kept in half the bytes wherever "

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from actbench.analysis.study import Study
 from actbench.report.phrases import NOTHING, Language, Sentence, mebibytes_text, say, word
-from actbench.scheme import LEVELS
+from actbench.scheme import DERIVED, LEVELS, name_of
 
 _SAME: Final = 1e-9
 """A ratio of variances this near to 1 is that of equal level tables."""
@@ -145,6 +145,10 @@ def _noise_sheet(study: Study) -> Sheet:
         "draws": str(document["draws"]),
     }
     notes = [Sentence("study.note.weights", values | {"source": source}), Sentence("study.note.split")]
+    names = [each["scheme"]["name"] for each in document["schemes"]]
+    derived = ", ".join(name for name in names if name_of(name) in DERIVED)
+    if derived:
+        notes.append(Sentence("study.note.derived", {"schemes": derived}))
     if document["graph"]["synthetic"]:
         notes.append(Sentence("study.generated", {"dataset": document["dataset"]}))
     return Sheet(Sentence("study.noise"), _headings("scheme", "activation", *parts), rows, notes)

@@ -20,6 +20,7 @@ def tuning_table(tuning: Tuning, limit: str) -> RenderableType:
         Text(title, style="bold"),
         _tried(tuning),
         Text("Predicted: the sum of what each call causes alone; else measured, mean ± standard error.", "dim"),
+        *_derived(tuning),
         Text("Candidates by call, those near the choice of the ones that no other beats in bytes and noise", "bold"),
         _calls(tuning.calls),
         Text(
@@ -39,6 +40,12 @@ def _tried(tuning: Tuning) -> Grid:
         chosen = each.scheme == tuning.scheme
         grid.add_row(*_cells(each), "chosen" if chosen else "", style="bold" if chosen else None)
     return grid
+
+
+def _derived(tuning: Tuning) -> list[Text]:
+    """That no choice by call gives what a derived scheme gives, if one was measured."""
+    names = ", ".join(str(each.scheme) for each in tuning.tried if each.scheme.derives)
+    return [Text(f"{names}: calls share what is kept, so that there is no choice by call.", "dim")] if names else []
 
 
 def _cells(each: Tried) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from actbench.report.study import estimate_text
 from actbench.runs import RecordFile
 from tests.cli.test_cli import actbench_here, own_data, refused
 from tests.runs.example import example_record
@@ -53,6 +54,31 @@ def test_file_charts_and_a_report_beside_records(here: Here, tmp_path: Path) -> 
     assert [row["gradient_noise"] for row in rows] == [0, document["schemes"][0]["noise"]["total"]["mean"]]
     refused(here("a.json", verb="report"), "a.json is an analysis, which goes beside records")
     refused(here("runs.jsonl", "a.json", "--output", "a.json", verb="report"), "which a report must not replace")
+
+
+def test_derived_schemes_have_noise_and_bias_but_no_inputs_in_blocks(here: Here, tmp_path: Path) -> None:
+    schemes = ("derived", "derived-lean", "derived-fine:levels=clipped-normal")
+    given = [argument for scheme in schemes for argument in ("--scheme", scheme)]
+    done = here(*SMALL, *given, "--output", "a.json", "--quiet")
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads((tmp_path / "a.json").read_text())
+    assert [each["scheme"]["name"] for each in document["schemes"]] == list(schemes)
+    assert [each["scheme"]["bits"] for each in document["schemes"]] == [2, 1.6, 4]
+    for each in document["schemes"]:
+        noise = each["noise"]
+        assert (each["calls"], noise["projection"]["mean"], noise["cross"]["mean"]) == ([], 0, 0)
+        assert estimate_text(noise["bias"]) in done.stdout
+    lean, fine = (document["schemes"][number]["noise"] for number in (1, 2))
+    assert lean["total"]["mean"] > fine["total"]["mean"] > 0
+    # What is left of fine's noise is mostly the bias of batch norm's backward, far above its standard error.
+    assert fine["bias"]["mean"] > 5 * fine["bias"]["standard_error"]
+    assert f"{', '.join(schemes)}: batch norm's backward takes its normalised input" in done.stdout
+    assert "Values in their blocks" not in done.stdout
+    for scheme in ("fp32", "derived-lean"):
+        RecordFile(tmp_path / "runs.jsonl").append(example_record(scheme))
+    report = here("runs.jsonl", "a.json", "--format", "html", "--lang", "ja", "--output", "r.html", verb="report")
+    assert report.returncode == 0, report.stderr
+    assert "そのチャネルでの平均で代用する" in (tmp_path / "r.html").read_text()
 
 
 def test_own_data_in_japanese(here: Here, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_json(actbench: Any) -> None:
     assert found["estimated"] is True
     assert found["graph"] | {"nodes": 1000, "edges": 5000, "features": 20, "classes": 10} == found["graph"]
     assert (found["network"]["hidden"], found["network"]["layers"], found["budget_bytes"]) == (32, 2, 10**7)
-    assert [row["scheme"] for row in found["rows"]] == ["fp32", "exact", "blockwise", "blockwise-vm"]
+    assert [row["scheme"] for row in found["rows"]] == ["fp32", "exact", "blockwise", "blockwise-vm", "derived"]
     kinds = ("graph", "parameter", "optimizer", "cublas", "saved", "transient")
     for row in found["rows"]:
         assert sum(row[f"{kind}_bytes"] for kind in kinds) == row["peak_bytes"]

@@ -14,6 +14,7 @@ from tests.cli.test_cli import actbench, actbench_here, refused
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 LINES = ["fp32", "exact", *(f"blockwise:block={rows}r" for rows in (2, 4, 8, 16, 32)), "blockwise", "blockwise-vm"]
+OURS = ["derived"]
 TWIN = ["--dataset", "synthetic:arxiv@0.002", "--device", "cpu"]
 
 
@@ -44,13 +45,14 @@ def reproduce(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 def test_table1_is_the_papers_line_by_line_with_ten_seeds(reproduce: Run, measured: list[Job], tmp_path: Path) -> None:
     done = reproduce("table1", *TWIN, "--epochs", "20", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
-    assert [str(job.scheme) for job in measured[:9]] == LINES
-    assert [job.seed for job in measured] == [seed for seed in range(10) for _ in LINES]
+    assert [str(job.scheme) for job in measured[:10]] == LINES + OURS
+    assert [job.seed for job in measured] == [seed for seed in range(10) for _ in LINES + OURS]
     assert {job.recipe.architecture.hidden for job in measured} == {128}
     for text in ("30.47 [raw]", "3.88% [calc]", "71.16 ± 0.21 [recall]", "over 95% [abs]", "(generated graph)"):
         assert text in done.stdout
     assert "has 339 nodes, ogbn-arxiv 169,343:" in done.stdout
-    assert len(RecordFile(tmp_path / "table1.jsonl").read()) == 90
+    assert len(RecordFile(tmp_path / "table1.jsonl").read()) == 100
+    assert "derived: actbench's own, in neither paper" in done.stdout
 
 
 def test_it_goes_on_where_it_stopped_and_leaves_other_records_out(
@@ -58,11 +60,12 @@ def test_it_goes_on_where_it_stopped_and_leaves_other_records_out(
 ) -> None:
     few = ["table1", *TWIN, "--epochs", "4", "--output", "out.jsonl", "--quiet", "--format", "json"]
     reproduce(*few, "--seeds", "1")
-    assert len(measured) == 9
+    assert len(measured) == 10
     content = json.loads(reproduce(*few, "--seeds", "2").stdout)
-    assert len(measured) == 18
+    assert len(measured) == 20
     (comparison,) = content["comparisons"]
-    assert [row["scheme"] for row in comparison["rows"]] == LINES
+    assert [row["scheme"] for row in comparison["rows"]] == LINES + OURS
+    assert [row["paper"] is None for row in comparison["rows"]] == [False] * len(LINES) + [True]
     assert comparison["rows"][1]["difference"]["mean"] == pytest.approx(-0.01)
     assert {claim["against"] for claim in content["claims"][0]["claims"]} == {"fp32", "exact"}
     assert comparison["rows"][0]["paper"]["activation"] == {"value": 786.22, "mark": "calc", "std": None}
@@ -121,4 +124,4 @@ def test_a_table_is_really_measured(tmp_path: Path) -> None:
     saved = [row["saved_bytes"] for row in content["comparisons"][0]["rows"]]
     assert saved[:8] == sorted(saved[:8], reverse=True)
     assert len(set(saved[:8])) == 8
-    assert saved[8] == saved[7]
+    assert saved[8] == saved[7] > 2 * saved[9]

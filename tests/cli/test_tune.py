@@ -20,6 +20,7 @@ def test_the_scheme_is_on_stdout_and_runs_with_the_bytes_that_were_said(here: He
     assert done.stdout.count("\n") == 1
     text = done.stdout.strip()
     assert "Tuned for 20,000 bytes · synthetic:arxiv@0.002 (generated graph) · sage" in done.stderr
+    assert "derived: calls share what is kept, so that there is no choice by call." in done.stderr
     for word in ("exact", "blockwise-vm", "chosen", "linear 3", "batch_norm 1"):
         assert word in done.stderr
     ran = here(*NETWORK, "--epochs", "1", "--scheme", text, "--format", "json", "--quiet", verb="run")
@@ -35,7 +36,7 @@ def test_json_holds_all_that_was_tried(here: Here) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert found["synthetic"]
-    assert [each["scheme"] for each in found["tried"]][:2] == ["exact", "blockwise-vm"]
+    assert [each["scheme"] for each in found["tried"]][:3] == ["exact", "blockwise-vm", "derived"]
     (chosen,) = (each for each in found["tried"] if each["scheme"] == found["scheme"])
     assert chosen["noise"]["mean"] <= 0.5
     assert len(found["calls"]) == 5

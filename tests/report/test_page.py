@@ -9,7 +9,7 @@ from scipy.stats import t as student
 
 from actbench.analysis.warnings import find_cautions
 from actbench.report.page import Section, about, build_page, caution_sentence, table_notes
-from actbench.report.phrases import TEXTS, Language, say, word
+from actbench.report.phrases import TEXTS, Language, mebibytes_text, say, word
 from tests.report.records import CARD, MEBIBYTE, alternatives, compared, measured
 from tests.runs.example import ENVIRONMENT, example_record
 
@@ -189,6 +189,29 @@ def test_every_alternative_is_described_and_host_memory_is_told(language: Langua
     # Its bytes lie elsewhere: it is not the scheme that keeps least.
     assert "offload" not in texts["summary"] + texts["meeting"] + texts["rollout"]
     assert "checkpoint" in texts["summary"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_what_is_ours_is_told_from_the_papers(language: Language) -> None:
+    records = [
+        example_record(name, seed, saved_bytes=size)
+        for seed in (0, 1)
+        for name, size in (("fp32", 9000), ("exact", 900), ("derived-lean:block=64", 300))
+    ]
+    (comparison,) = compared(records)
+    lines = spoken(build_page([comparison]), language)["saved"].splitlines()
+    (ours,) = (line for line in lines if {"en": "actbench's own", "ja": "actbench独自"}[language] in line)
+    assert ours.startswith("derived-lean:block=64")
+    assert {"en": "1.6-bit code", "ja": "1.6ビットの符号"}[language] in ours
+    (note,) = (note for note in table_notes(comparison) if note.key == "note.ours")
+    assert "derived-lean:block=64" in say(note, language)
+    (papers,) = compared([record for record in records if "derived" not in record["scheme"]["name"]])
+    assert "note.ours" not in {note.key for note in table_notes(papers)}
+
+
+def test_bytes_far_below_a_mebibyte_are_still_told_apart() -> None:
+    sizes = (0, 16_566, 118_000, MEBIBYTE, 12.34 * MEBIBYTE, None)
+    assert [mebibytes_text(size) for size in sizes] == ["0.0", "0.016", "0.11", "1.0", "12.3", "–"]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
