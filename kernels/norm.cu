@@ -37,8 +37,15 @@ struct Walk {
     }
 };
 
-// Sums of a thread by column of its octet: Σ g, Σ g ŷ, Σ ŷ and how many ŷ are positive.
-using Sums = float[4][OCTET];
+// Sums of a thread by column of its octet: Σ g, Σ g ŷ, Σ ŷ, and how many ŷ are positive, a byte each, of BANDS at most.
+struct ColumnSums {
+    float of[3][OCTET];
+    unsigned positive[OCTET / 4];
+
+    __device__ __forceinline__ float get(int quantity, int i) const {
+        return quantity < 3 ? of[quantity][i] : (float)(positive[i / 4] >> 8 * (i % 4) & 255);
+    }
+};
 
 constexpr int SUM_STRIDE = 256 + 4;  // floats between two columns of an octet: of 8 columns each has banks of its own
 
@@ -57,7 +64,7 @@ __global__ void __launch_bounds__(256, 3)
     __syncthreads();
 
     Walk walk(band, lanes, block_length);
-    Sums sums = {};
+    ColumnSums sums = {};
 #pragma unroll 1
     for (int k = 0; k < BANDS && walk.at < numel && !walk.is_idle; ++k, walk.advance(block_length)) {
         const int count = (int)min((long long)OCTET, numel - walk.at);
@@ -71,10 +78,10 @@ __global__ void __launch_bounds__(256, 3)
 #pragma unroll
         for (int i = 0; i < OCTET; ++i) {
             if (i >= count) break;
-            sums[0][i] = add(sums[0][i], g[i]);
-            sums[1][i] = add(sums[1][i], multiply(g[i], y[i]));
-            sums[2][i] = add(sums[2][i], y[i]);
-            if (symbol<SYMBOLS>(word, i)) sums[3][i] = add(sums[3][i], 1);
+            sums.of[0][i] = add(sums.of[0][i], g[i]);
+            sums.of[1][i] = add(sums.of[1][i], multiply(g[i], y[i]));
+            sums.of[2][i] = add(sums.of[2][i], y[i]);
+            if (symbol<SYMBOLS>(word, i) != 0) sums.positive[i / 4] += 1u << 8 * (i % 4);
         }
     }
 
@@ -82,7 +89,7 @@ __global__ void __launch_bounds__(256, 3)
     for (int quantity = 0; quantity < 4; ++quantity) {
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < OCTET; ++i) columns[i * SUM_STRIDE + threadIdx.x] = sums[quantity][i];
+        for (int i = 0; i < OCTET; ++i) columns[i * SUM_STRIDE + threadIdx.x] = sums.get(quantity, i);
         __syncthreads();
         for (int column = threadIdx.x; column < walk.octets * OCTET; column += blockDim.x) {
             const float* of_column = columns + column % OCTET * SUM_STRIDE + column / OCTET;
@@ -131,7 +138,7 @@ __global__ void __launch_bounds__(256, 3)
         for (int i = 0; i < OCTET; ++i) {
             const float alive = subtract(subtract(multiply(of_columns[0][i], g[i]), of_columns[1][i]),
                                          multiply(of_columns[2][i], y[i]));
-            g[i] = symbol<SYMBOLS>(word, i) ? alive : of_columns[3][i];
+            g[i] = symbol<SYMBOLS>(word, i) != 0 ? alive : of_columns[3][i];
         }
         store_octet(out + walk.at, count, g);
     }

@@ -4,7 +4,7 @@
 // N·b/8 + 2·N/G read and N·S written by dequantize_rectified, N·b/8 + N·S read and N·S written by pass_rectified.
 #include "rectified.cuh"
 
-constexpr int OCTETS = 2;  // a thread, with the loads of both in flight
+constexpr int OCTETS_RECTIFIED = 2;  // a thread, with the loads of both in flight
 
 // Times `factor` where a dropout's bit is set, 0 elsewhere; without a mask as it is.
 template <class T, int SYMBOLS>
@@ -15,12 +15,12 @@ __global__ void __launch_bounds__(256)
     __shared__ float edge[1 << SYMBOL_BITS<SYMBOLS>];
     __shared__ Digits<SYMBOLS> digits;
     __shared__ Place start;
-    const long long first = blockIdx.x * (long long)blockDim.x * (OCTETS * OCTET);
+    const long long first = blockIdx.x * (long long)blockDim.x * (OCTETS_RECTIFIED * OCTET);
 
-    Symbols<SYMBOLS> loaded[OCTETS];
-    unsigned bits[OCTETS];
+    Symbols<SYMBOLS> loaded[OCTETS_RECTIFIED];
+    unsigned bits[OCTETS_RECTIFIED];
 #pragma unroll
-    for (int j = 0; j < OCTETS; ++j) {
+    for (int j = 0; j < OCTETS_RECTIFIED; ++j) {
         const long long at = first + (j * blockDim.x + threadIdx.x) * OCTET;
         if (at >= numel) continue;
         loaded[j] = load_symbols<SYMBOLS>(codes, at, (int)min((long long)OCTET, numel - at));
@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(256)
     __syncthreads();
 
 #pragma unroll
-    for (int j = 0; j < OCTETS; ++j) {
+    for (int j = 0; j < OCTETS_RECTIFIED; ++j) {
         const int offset = (j * blockDim.x + threadIdx.x) * OCTET;
         const int count = (int)min((long long)OCTET, numel - first - offset);
         if (count <= 0) return;
@@ -46,18 +46,19 @@ __global__ void __launch_bounds__(256)
     }
 }
 
+// Left to itself ptxas stops at 40 registers for some architectures and spills.
 template <class T, int SYMBOLS>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
     pass_rectified(const T* __restrict__ gradient, const unsigned char* __restrict__ codes,
                    const unsigned char* __restrict__ mask, T* __restrict__ out, long long numel, float factor) {
     __shared__ Digits<SYMBOLS> digits;
-    const long long first = blockIdx.x * (long long)blockDim.x * OCTETS + threadIdx.x;
+    const long long first = blockIdx.x * (long long)blockDim.x * OCTETS_RECTIFIED + threadIdx.x;
 
-    float values[OCTETS][OCTET];
-    Symbols<SYMBOLS> loaded[OCTETS];
-    unsigned bits[OCTETS];
+    float values[OCTETS_RECTIFIED][OCTET];
+    Symbols<SYMBOLS> loaded[OCTETS_RECTIFIED];
+    unsigned bits[OCTETS_RECTIFIED];
 #pragma unroll
-    for (int j = 0; j < OCTETS; ++j) {
+    for (int j = 0; j < OCTETS_RECTIFIED; ++j) {
         const long long at = (first + j * blockDim.x) * OCTET;
         if (at >= numel) continue;
         const int count = (int)min((long long)OCTET, numel - at);
@@ -69,7 +70,7 @@ __global__ void __launch_bounds__(256)
     __syncthreads();
 
 #pragma unroll
-    for (int j = 0; j < OCTETS; ++j) {
+    for (int j = 0; j < OCTETS_RECTIFIED; ++j) {
         const long long at = (first + j * blockDim.x) * OCTET;
         if (at >= numel) return;
         pass_on<SYMBOLS>(decode<SYMBOLS>(loaded[j], at, digits), bits[j], factor, values[j]);

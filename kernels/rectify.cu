@@ -8,7 +8,7 @@
 
 constexpr int MOST_VALUES = 4096;  // of a tile
 
-struct Tile { alignas(16) float values[MOST_VALUES]; };
+struct Staged { alignas(16) float values[MOST_VALUES]; };
 
 // The maximum, or 0, over `top`, rounded up to bfloat16; NaN for a NaN, the infinity above or a scale beyond bfloat16.
 __device__ __forceinline__ unsigned short round_scale(const Range& range, float top) {
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(256, 4)
                        unsigned long long seed, unsigned long long stream,
                        const __grid_constant__ Table<SYMBOL_BITS<SYMBOLS>> table) {
     constexpr int BITS = SYMBOL_BITS<SYMBOLS>;
-    __shared__ Tile staged;
+    __shared__ Staged staged;
     // Trits of octets, of which bytes take their fives; the entry behind the last octet is 0.
     __shared__ unsigned short trits[SYMBOLS == 3 ? MOST_VALUES / OCTET + 1 : 1];
     __shared__ Bin bins[1 << BITS];

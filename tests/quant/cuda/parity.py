@@ -38,7 +38,7 @@ from actbench.quant.levels import level_table
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BITS = (1, 2, 4, 8)
 # Bits and levels of rectified codes; edges on a grid of their own as well.
-RECTIFIED = (
+RECTIFIED: tuple[tuple[float, tuple[float, ...]], ...] = (
     (1.6, (0.0, 1.0)),
     (2, (0.0, 1.0, 2.0)),
     (2, (0.0, 0.8, 2.0)),

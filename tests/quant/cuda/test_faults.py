@@ -718,8 +718,8 @@ FAULTS = (
     Fault(
         "no barrier between sums of threads and of columns",
         "norm.cu",
-        "sums[quantity][i];\n        __syncthreads();",
-        "sums[quantity][i];",
+        "sums.get(quantity, i);\n        __syncthreads();",
+        "sums.get(quantity, i);",
         NORM,
         check_norm(100, 16, 64),
     ),
@@ -750,8 +750,8 @@ FAULTS = (
     Fault(
         "a value that is dropped counted as 0",
         "norm.cu",
-        "if (symbol<SYMBOLS>(word, i)) sums[3][i]",
-        "if (g[i] != 0) sums[3][i]",
+        "if (symbol<SYMBOLS>(word, i) != 0) sums",
+        "if (g[i] != 0) sums",
         NORM,
         check_norm(40, 16, 64),
     ),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from actbench.quant import reference
-from actbench.quant.launch import fits_tile
+from actbench.quant.launch import BANDS, THREADS, fits_tile
 from actbench.quant.layout import Layout, mask_bytes
 from actbench.quant.levels import level_table
 from tests.quant.cuda import parity
@@ -99,6 +99,102 @@ def test_strange_blocks_are_the_reference(block_length: int, kind: str) -> None:
 def test_the_edges_of_float32_are_the_reference(case: parity.EdgeCase, block_length: int) -> None:
     # 63 takes the kernels for any block length, 64 the one for the usual lengths.
     assert_parity(case.x, block_length, case.bits, case.levels, parity.EDGE_SEED, case.stream)
+
+
+def assert_rectified_parity(case: parity.Rectified) -> None:
+    from actbench.quant import cuda
+
+    x, numel = case.x, case.x.numel()
+    mask = None if case.mask is None else case.mask.cuda()
+    told, expected_told = make_flag(), torch.zeros(1, dtype=torch.int32)
+    codes, scale = cuda.quantize_rectified(x.cuda(), *case.how, 7, 3, told)
+    expected = reference.quantize_rectified(x, *case.how, 7, 3, expected_told)
+    torch.cuda.synchronize()
+    for one, other, what in zip(
+        on_cpu(scale, codes, told), (expected[1], expected[0], expected_told), ("scales", "codes", "flags"), strict=True
+    ):
+        parity.assert_same(one, other, what)
+    values = cuda.dequantize_rectified(codes, scale, numel, *case.how, x.dtype, mask, case.factor)
+    oracle = reference.dequantize_rectified(expected[0], expected[1], numel, *case.how, x.dtype, *case.dropped)
+    parity.assert_same(values.cpu(), oracle, "values")
+    passed = cuda.pass_rectified(-x.cuda(), codes, case.bits, mask, case.factor)
+    parity.assert_same(passed.cpu(), reference.pass_rectified(-x, expected[0], case.bits, *case.dropped), "gradients")
+
+
+@pytest.mark.parametrize("how", parity.RECTIFIED, ids=str)
+@pytest.mark.parametrize("dtype", parity.DTYPES, ids=str)
+@pytest.mark.parametrize("block_length", LENGTHS)
+def test_rectified_codes_are_the_reference(
+    block_length: int, dtype: torch.dtype, how: tuple[float, tuple[float, ...]]
+) -> None:
+    for numel in (0, 1, 7, 3 * block_length + 5, 100_003):
+        x = parity.make_values("normal", numel, dtype, numel)
+        assert_rectified_parity(parity.Rectified(x, block_length, *how))
+        assert_rectified_parity(parity.Rectified(x, block_length, *how, parity.make_mask(numel), 1 / 0.7))
+
+
+@pytest.mark.parametrize("kind", parity.KINDS)
+@pytest.mark.parametrize("block_length", [13, 64, 4097])
+def test_strange_blocks_are_rectified_as_in_the_reference(block_length: int, kind: str) -> None:
+    for dtype in parity.DTYPES:
+        x = parity.make_values(kind, 50_021, dtype, 1)
+        for how in parity.RECTIFIED[:3]:
+            assert_rectified_parity(parity.Rectified(x, block_length, *how, parity.make_mask(50_021), 2.0))
+
+
+@pytest.mark.parametrize("name", parity.RECTIFIED_EDGE_CASES)
+def test_the_edges_of_float32_are_rectified_as_in_the_reference(name: str) -> None:
+    assert_rectified_parity(parity.RECTIFIED_EDGE_CASES[name])
+
+
+@pytest.mark.parametrize("shape", [(10_007, 128), (5_003, 100), (3_001, 602), (2_001, 7), (41, 8415), (0, 16)], ids=str)
+@pytest.mark.parametrize("how", parity.RECTIFIED[:3], ids=str)
+@pytest.mark.parametrize("dtype", parity.DTYPES, ids=str)
+def test_batch_norms_backward_is_the_reference(
+    dtype: torch.dtype, how: tuple[float, tuple[float, ...]], shape: tuple[int, int]
+) -> None:
+    from actbench.quant import cuda
+
+    rows, width = shape
+    y = parity.make_values("normal", rows * width, torch.float32, 1)
+    gradient = parity.make_values("normal", rows * width, dtype, 2).view(shape)
+    coefficients = parity.make_values("normal", 4 * width, torch.float32, 3).view(4, width)
+    for mask in (None, parity.make_mask(y.numel())):
+        case = parity.Rectified(y, 128, *how, mask, 1.25)
+        on_gpu = None if mask is None else mask.cuda()
+        packed = codes, scale = reference.quantize_rectified(y, *case.how, 7, 3)
+        arguments = gradient.cuda(), codes.cuda(), scale.cuda(), *case.how
+        sums = cuda.norm_sums(*arguments, on_gpu, 1.25)
+        parity.assert_same_sums(sums.cpu(), gradient, packed, case, BANDS + THREADS)
+        assert torch.equal(sums, cuda.norm_sums(*arguments, on_gpu, 1.25))
+        by_x = cuda.norm_gradient(*arguments, coefficients.cuda(), on_gpu, 1.25)
+        oracle = reference.norm_gradient(gradient, codes, scale, *case.how, coefficients, *case.dropped)
+        parity.assert_same(by_x.cpu(), oracle, "gradients")
+
+
+@pytest.mark.parametrize("block_length", [128, 4097])
+def test_rectified_codes_can_be_captured_into_a_graph(block_length: int) -> None:
+    from actbench.quant import cuda
+
+    how = block_length, *parity.RECTIFIED[0]
+    x, coefficients = torch.randn(3_000, 100, device="cuda"), torch.randn(4, 100, device="cuda")
+
+    def round_trip() -> tuple[torch.Tensor, ...]:
+        codes, scale = cuda.quantize_rectified(x, *how, 7, 3)
+        values = cuda.dequantize_rectified(codes, scale, x.numel(), *how, x.dtype)
+        passed = cuda.pass_rectified(x, codes, how[1])
+        sums = cuda.norm_sums(x, codes, scale, *how)
+        return values, passed, sums, cuda.norm_gradient(x, codes, scale, *how, coefficients)
+
+    round_trip()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = round_trip()
+    x.copy_(torch.randn(3_000, 100))
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, out, round_trip()))
 
 
 def test_a_view_without_16_byte_alignment_is_read() -> None:

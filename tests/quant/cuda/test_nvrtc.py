@@ -7,7 +7,7 @@ from actbench.quant import nvrtc
 from actbench.quant.launch import kernel_names
 from actbench.quant.nvrtc import ARCHITECTURES, Compilation
 
-EVERYDAY = re.compile(r"<float, 2|<float>|<Float16, 8|<unsigned>|_mask")
+EVERYDAY = re.compile(r"<float, [23]|<float, 4>|<float>|<Float16, 8|<unsigned>|_mask")
 # A product with ±1 is exact, so a multiply-add that is asked for has one rounding; none comes from a contraction.
 MULTIPLY_ADD = {"project.cu", "unproject.cu"}
 ASSEMBLY = re.compile(r"// begin inline asm.*?// end inline asm", re.DOTALL)

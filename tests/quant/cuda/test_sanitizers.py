@@ -9,20 +9,27 @@ from torch import Tensor
 
 from actbench.quant import reference
 from actbench.quant.launch import (
+    BANDS,
     Launch,
     fits_tile,
+    partial_shape,
     plan_dequantize,
+    plan_dequantize_rectified,
     plan_dequantize_unproject,
     plan_keep_where,
+    plan_norm_gradient,
+    plan_norm_sums,
     plan_pack_mask,
     plan_pack_positive,
+    plan_pass_rectified,
     plan_project_quantize,
     plan_projection,
     plan_quantize,
+    plan_quantize_rectified,
     plan_scale_where,
     plan_unpack_mask,
 )
-from actbench.quant.layout import Layout, mask_bytes
+from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
 from actbench.quant.levels import level_table
 from actbench.quant.sources import kernel_folder
 from tests.quant.cuda import emulate, parity
@@ -50,6 +57,14 @@ KERNELS = [
     ("project.cu", "project<float>"),
     ("unproject.cu", "dequantize_unproject<float, 2>"),
     ("unproject.cu", "dequantize_unproject<Float16, 1>"),
+    *(("rectify.cu", f"find_scales<{dtype}>") for dtype in ("float", "Float16")),
+    *(("rectify.cu", f"quantize_rectified<{what}>") for what in ("float, 3", "Float16, 4")),
+    *(
+        ("rectified.cu", f"{kernel}_rectified<{what}>")
+        for kernel in ("dequantize", "pass")
+        for what in ("float, 3", "Float16, 4")
+    ),
+    *(("norm.cu", f"norm_{kernel}<{what}>") for kernel in ("sums", "gradient") for what in ("float, 3", "Float16, 4")),
 ]
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 THREAD = ("-fsanitize=thread", "-DEMU_THREADS")
@@ -129,6 +144,50 @@ def check_all(machine: Sanitized, threads: int) -> None:
     run_clean(machine, [entries.view(-1)], plan_projection(entries, 7, 3, threads))
 
 
+def check_rectified(machine: Sanitized, threads: int) -> None:
+    """The kernels of rectified codes where tiles, bands and trits end in the middle of one another."""
+    for rows, width, block_length, how, dtype in (
+        (39, 20, 24, parity.RECTIFIED[0], torch.float32),
+        (41, 13, 1100, parity.RECTIFIED[0], torch.float32),
+        (37, 264, 128, parity.RECTIFIED[2], torch.float16),
+        (30, 19, 4097, parity.RECTIFIED[2], torch.float16),
+    ):
+        numel, layout = rows * width, RectifiedLayout(rows * width, block_length, how[0])
+        x = parity.make_values("normal", numel, dtype, 1).view(rows, width)
+        mask = parity.make_mask(numel)
+        rest, dropped = (block_length, *how), (mask, 1.25)
+        codes, scale = (
+            torch.zeros(layout.code_bytes, dtype=torch.uint8),
+            torch.zeros(layout.blocks, dtype=torch.bfloat16),
+        )
+        run_clean(
+            machine,
+            [x.view(-1), codes, scale],
+            plan_quantize_rectified(x, codes, scale, *rest, 7, 3, None, threads),
+        )
+        expected_codes, expected_scale = reference.quantize_rectified(x, *rest, 7, 3)
+        parity.assert_same(codes, expected_codes, "codes")
+        parity.assert_same(scale, expected_scale, "scales")
+        out, passed, by_x = (torch.zeros(rows, width, dtype=dtype) for _ in range(3))
+        shape = partial_shape(rows, width, threads)
+        partial = torch.zeros(shape).view(-1)
+        coefficients = parity.make_values("normal", 4 * width, torch.float32, 2).view(4, width)
+        launches = plan_dequantize_rectified(codes, scale, out, *rest, *dropped, threads)
+        launches += plan_pass_rectified(x, codes, passed, how[0], *dropped, threads)
+        launches += plan_norm_sums(x, codes, scale, partial, *rest, *dropped, threads)
+        launches += plan_norm_gradient(x, codes, scale, coefficients, by_x, *rest, None, 1.0, threads)
+        tensors = [x, codes, scale, mask, out, passed, partial, coefficients, by_x]
+        run_clean(machine, [each.view(-1) for each in tensors], launches)
+        values = reference.dequantize_rectified(codes, scale, numel, *rest, dtype, *dropped)
+        parity.assert_same(out.view(-1), values, "values")
+        parity.assert_same(passed, reference.pass_rectified(x, codes, how[0], *dropped), "gradients")
+        expected = reference.norm_gradient(x, codes, scale, *rest, coefficients)
+        parity.assert_same(by_x, expected, "gradients")
+        case = parity.Rectified(x, *rest, *dropped)
+        sums = partial.view(shape).sum((0, 2), dtype=torch.float64)
+        parity.assert_same_sums(sums, x, (codes, scale), case, BANDS + threads)
+
+
 def check_projections(machine: Sanitized, threads: int) -> None:
     """The kernels with a projection, through a buffer and without, where tiles end in the middle of blocks and rows."""
     for rows, width, projected, block_length, bits, dtype in (
@@ -157,12 +216,14 @@ def test_no_address_or_operation_is_undefined(tmp_path: Path) -> None:
     machine = Sanitized(tmp_path, KERNELS, kernel_folder(), ADDRESS)
     check_all(machine, 64)
     check_projections(machine, 64)
+    check_rectified(machine, 64)
 
 
 def test_no_two_threads_race(tmp_path: Path) -> None:
     machine = Sanitized(tmp_path, KERNELS, kernel_folder(), THREAD)
     check_all(machine, 64)
     check_projections(machine, 32)
+    check_rectified(machine, 64)
 
 
 def patch(folder: Path, source: str, right: str, wrong: str) -> Path:
@@ -198,6 +259,18 @@ def test_the_thread_sanitizer_notices_signs_that_are_used_too_early(tmp_path: Pa
     levels = level_table("uniform", 2, 4)
     launches = plan_project_quantize(x, None, codes, minimum, scale, 4, 4, 2, levels, 7, 11, 3, broken, 64)
     done = machine.run([x.view(-1), codes, minimum, scale, broken], launches)
+    assert done.returncode == 66
+    assert "data race" in done.stderr
+
+
+def test_the_thread_sanitizer_notices_sums_that_are_overwritten_too_early(tmp_path: Path) -> None:
+    sources = patch(tmp_path, "norm.cu", "++quantity) {\n        __syncthreads();", "++quantity) {")
+    machine = Sanitized(tmp_path, [("norm.cu", "norm_sums<float, 3>")], sources, THREAD)
+    gradient = torch.randn(40, 16)
+    codes, scale = torch.zeros(128, dtype=torch.uint8), torch.ones(5, dtype=torch.bfloat16)
+    partial = torch.zeros(partial_shape(40, 16, 64)).view(-1)
+    launches = plan_norm_sums(gradient, codes, scale, partial, 128, 1.6, (0.0, 1.0), threads=64)
+    done = machine.run([gradient.view(-1), codes, scale, partial], launches)
     assert done.returncode == 66
     assert "data race" in done.stderr
 
