@@ -86,7 +86,8 @@ class Rectifier:
         norm's input, γ and β, from the ReLU's codes alone. Where y > 0 they have an unbiased estimate of x̂. Elsewhere
         x̂ is taken for the mean that makes the column's sum 0, as it is: that touches one term alone, x̂ Σ g x̂ / N,
         since no gradient comes from there. γ's and β's gradients are unbiased; the input's has, where y <= 0, a bias
-        of (x̂ - x̄) γ Σ g x̂ / (N σ), x̄ the mean of those x̂.
+        of (x̂ - x̄) γ Σ g x̂ / (N σ), x̄ the mean of those n x̂. Since x̂ meets itself in the sum, it also has γ / (N σ)
+        times the variance v of x̂'s estimate: -g v where y > 0 and Σ g v / n elsewhere.
         """
         rows = self.shape[0]
         rest = (*codes, self.block_length, self.bits, self.levels)

@@ -12,7 +12,8 @@ def edges(nodes: int, directed: bool) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     # The last two nodes have no neighbour.
     one_way = torch.randint(nodes - 2, (2, 4 * nodes), generator=generator)
-    return torch.unique(one_way if directed else torch.cat((one_way, one_way.flip(0)), 1), dim=1)
+    found: Tensor = torch.unique(one_way if directed else torch.cat((one_way, one_way.flip(0)), 1), dim=1)
+    return found
 
 
 def with_values(matrix: Tensor, values: Tensor) -> Tensor:
