@@ -17,7 +17,8 @@ def edges(nodes: int, directed: bool) -> Tensor:
 
 
 def with_values(matrix: Tensor, values: Tensor) -> Tensor:
-    return torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), values, matrix.shape)
+    revalued: Tensor = torch.sparse_csr_tensor(matrix.crow_indices(), matrix.col_indices(), values, matrix.shape)
+    return revalued
 
 
 def rounding(matrix: Tensor, g: Tensor) -> Tensor:
