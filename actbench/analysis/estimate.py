@@ -877,13 +877,17 @@ class _DerivedWalk(_Walk):
         if x != step.inputs[0]:
             self.of_parameters += [memory.take(size) for size in bias]
             turned = [self.turned_product(step.width)]
-        by_x = memory.take(self.matrix(step.given)) if input_trained else None
+        # The weight's gradient comes first behind a product, and last otherwise.
+        by_x = memory.take(self.matrix(step.given)) if input_trained and not turned else None
         read_back = []
         if x != "data":
             self.mask_of(x)
             read_back = [memory.take(self.matrix(step.given))]
         self.of_parameters.append(memory.take(weight))
-        memory.drop(*read_back, *turned)
+        memory.drop(*read_back)
+        if input_trained and turned:
+            by_x = memory.take(self.matrix(step.given))
+        memory.drop(*turned)
         if not turned:
             self.of_parameters += [memory.take(size) for size in bias]
         if by_x:
@@ -901,11 +905,12 @@ class _DerivedWalk(_Walk):
             return super().turned_product(width)
         if self.workload.architecture.model != "sage":
             return self.product(width)
-        # The mean over neighbours: rows are divided before and multiplied after.
+        # The mean over neighbours: of every edge the value that its reverse has.
         row_values = self.memory.take(FLOAT_BYTES * self.nodes)
-        scaled = self.memory.take(self.matrix(width))
+        values = self.memory.take(FLOAT_BYTES * self.edges)
+        self.memory.drop(row_values)
         out = self.product(width)
-        self.memory.drop(row_values, scaled)
+        self.memory.drop(values)
         return out
 
     def mask_backward(self, step: Step, gradient: _Tensor) -> None:

@@ -352,10 +352,11 @@ class ProductLinear(Function):
         if ctx.needs_input_grad[6] or ctx.needs_input_grad[7]:
             # Under autocast the gradient is shorter than the adjacency.
             g = transposed_product(adjacency, ctx.symmetry, gradient.to(adjacency.dtype))
-            if ctx.needs_input_grad[6]:
-                by_x = g @ weight.to(g.dtype)
+            # First the weight's, so that what x is read back into is gone before x's own is made.
             if ctx.needs_input_grad[7]:
                 by_weight = ctx.kept.left_product(g.t(), tuple(packed))
+            if ctx.needs_input_grad[6]:
+                by_x = g @ weight.to(g.dtype)
         return None, None, None, None, None, None, by_x, by_weight, by_bias
 
 

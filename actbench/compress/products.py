@@ -16,7 +16,7 @@ class Symmetry(Enum):
     EQUAL = "equal"
     """Aᵀ = A, as the symmetric norm of an undirected graph."""
     BY_ROWS = "by rows"
-    """Aᵢⱼ = aᵢ where the pattern is symmetric, as the mean over neighbours: Aᵀ = diag(1 / a) A diag(a)."""
+    """Aᵢⱼ = aᵢ where the pattern is symmetric, as the mean over neighbours: Aᵀ has A's pattern and the values aⱼ."""
 
 
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -36,14 +36,13 @@ def symmetry_of(matrix: Tensor) -> Symmetry:
 
 def transposed_product(matrix: Tensor, symmetry: Symmetry, g: Tensor) -> Tensor:
     """Aᵀ `g` of sparse CSR A [N, M] and `g` [N, H]: [M, H]; Aᵀ is formed only if A has no symmetry."""
-    product: Tensor
     if symmetry is Symmetry.NONE:
-        product = matrix.t().to_sparse_csr() @ g
-    elif symmetry is Symmetry.EQUAL:
-        product = matrix @ g
-    else:
-        a = _row_values(matrix).unsqueeze(1)
-        product = (matrix @ (g * a)).div_(a)
+        matrix = matrix.t().to_sparse_csr()
+    elif symmetry is Symmetry.BY_ROWS:
+        crow, col = matrix.crow_indices(), matrix.col_indices()
+        values = _row_values(matrix).index_select(0, col)
+        matrix = torch.sparse_csr_tensor(crow, col, values, matrix.shape, check_invariants=False)
+    product: Tensor = matrix @ g
     return product
 
 
@@ -57,10 +56,7 @@ def _find_symmetry(matrix: Tensor) -> Symmetry:
     if torch.equal(values, other.values()):
         return Symmetry.EQUAL
     spread = _row_values(matrix).repeat_interleave(crow.diff(), output_size=values.numel())
-    # Neither a product of two values and a gradient may leave the floats nor the quotient by a value after it.
-    smallest, size = torch.finfo(values.dtype).tiny ** (1 / 3), values.abs()
-    ordinary = bool(((size > smallest) & (size < 1 / smallest)).all())
-    return Symmetry.BY_ROWS if ordinary and torch.equal(values, spread) else Symmetry.NONE
+    return Symmetry.BY_ROWS if torch.equal(values, spread) else Symmetry.NONE
 
 
 def _row_values(matrix: Tensor) -> Tensor:

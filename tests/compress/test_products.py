@@ -37,7 +37,7 @@ def test_which_symmetry_a_graphs_adjacency_has() -> None:
     assert symmetry_of(mean_adjacency(directed, 30)) is Symmetry.NONE
 
 
-def test_weights_a_shape_and_values_beyond_division_leave_no_symmetry() -> None:
+def test_weights_and_a_shape_leave_no_symmetry_and_odd_values_do() -> None:
     mean = mean_adjacency(edges(30, directed=False), 30)
     values = mean.values()
     assert symmetry_of(with_values(mean, torch.linspace(1, 2, values.numel()))) is Symmetry.NONE
@@ -45,10 +45,13 @@ def test_weights_a_shape_and_values_beyond_division_leave_no_symmetry() -> None:
     one_off = values.clone()
     one_off[3] *= 1.5
     assert symmetry_of(with_values(mean, one_off)) is Symmetry.NONE
-    # A product of two of them, or the quotient after it, would be 0, infinite or no number.
+    # Aᵀ has the very values of A, whatever they are.
     of_one_row = (torch.arange(30) == 4).repeat_interleave(mean.crow_indices().diff())
-    for value in (0.0, 1e-40, 1e-25, 1e25, torch.inf, torch.nan):
-        assert symmetry_of(with_values(mean, torch.where(of_one_row, value, values))) is Symmetry.NONE
+    for value in (0.0, 1e-40, 1e25, -1.0):
+        matrix = with_values(mean, torch.where(of_one_row, value, values))
+        assert symmetry_of(matrix) is Symmetry.BY_ROWS
+        assert torch.equal(transposed_product(matrix, Symmetry.BY_ROWS, torch.eye(30)), matrix.to_dense().t())
+    assert symmetry_of(with_values(mean, torch.where(of_one_row, torch.nan, values))) is Symmetry.NONE
     rectangular = torch.ones(3, 5).to_sparse_csr()
     assert symmetry_of(rectangular) is Symmetry.NONE
     one_way = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).to_sparse_csr()
