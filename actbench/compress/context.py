@@ -27,6 +27,9 @@ def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[T
     from `torch.initial_seed()` and a count of contexts, and never drawn from torch's generators. Results of forward
     do not change, but under `bf16`. The innermost of nested contexts decides. Raises `SchemeError` for an invalid text.
 
+    Under a derived scheme the gradient by what a batch norm, ReLU or sparse product returns may pass that tensor by: a
+    hook on it, or `retain_grad`, comes before its first use.
+
     Equal seeds give equal noise: in a training loop give none, or enter one context again and again. Double backward
     and the recomputation of `torch.utils.checkpoint` are refused with an error.
 

@@ -13,9 +13,20 @@ from torch import Tensor
 
 from actbench.errors import KernelError
 from actbench.meters import Clock, describe_environment
-from actbench.quant import Packing, Projection, dequantize, keep_where, pack_mask, pack_positive, quantize, reference
+from actbench.quant import (
+    Packing,
+    Projection,
+    Rectifier,
+    dequantize,
+    keep_where,
+    pack_mask,
+    pack_positive,
+    quantize,
+    reference,
+)
 from actbench.quant import scale_where as scale_where_bits
 from actbench.quant.layout import mask_bytes, projected_width
+from actbench.quant.packed import backend
 from actbench.scheme import Scheme
 
 SCHEMA_VERSION: Final = 1
@@ -23,6 +34,9 @@ BITS: Final = 2
 RATIO: Final = 8
 """Projection ratio D/R of the projected operations."""
 _FLOAT_BYTES: Final = 4
+_DOUBLE_BYTES: Final = 8
+_SUMS: Final = 4
+"""Sums of a column, and coefficients of one, in batch norm's backward."""
 _SEED, _SIGNS, _ROUNDING = 7, 2, 3
 _FACTOR: Final = 2.0
 # So many float32 inputs of the default shapes that no cache holds them all; packed ones it may.
@@ -251,6 +265,7 @@ def _cases(shape: Shape, device: torch.device) -> Iterator[Case]:
         lambda x, bits: reference.scale_where(x, bits, _FACTOR),
         lambda x, bits: x * (_unpack(bits, 1, numel).view(x.shape) * _FACTOR),
     )
+    yield from _rectified_cases(shape, xs)
 
 
 def _projected_cases(shape: Shape, xs: list[Tensor], name: str) -> Iterator[Case]:
@@ -296,6 +311,63 @@ def _projected_cases(shape: Shape, xs: list[Tensor], name: str) -> Iterator[Case
     )
 
 
+def _rectified_cases(shape: Shape, xs: list[Tensor]) -> Iterator[Case]:
+    # With uniform levels, as the other operations.
+    rectifier = Rectifier.of(xs[0].shape, torch.float32, Scheme.parse("derived:levels=uniform"))
+    length, numel = rectifier.block_length, xs[0].numel()
+    how = length, BITS, rectifier.levels
+    float_bytes, code_bytes = _FLOAT_BYTES * numel, rectifier.layout.total_bytes
+    packed = [rectifier.quantize(x, _SEED, _ROUNDING) for x in xs]
+    yield Case(
+        "quantize rectified",
+        length,
+        float_bytes + code_bytes,
+        [(x,) for x in xs],
+        lambda x: rectifier.quantize(x, _SEED, _ROUNDING),
+        lambda x: reference.quantize_rectified(x, *how, _SEED, _ROUNDING),
+        lambda x: _quantize_rectified(x, length),
+    )
+    yield Case(
+        "dequantize rectified",
+        length,
+        float_bytes + code_bytes,
+        packed,
+        lambda codes, scale: rectifier.dequantize((codes, scale)),
+        lambda codes, scale: reference.dequantize_rectified(codes, scale, numel, *how, torch.float32).view(
+            rectifier.shape
+        ),
+        lambda codes, scale: _dequantize_rectified(_unpack_codes(codes, BITS, numel), scale, length).view(
+            rectifier.shape
+        ),
+    )
+    # Sums of small whole numbers times values of few bits are exact, so that their order, which is free, does not show.
+    inputs = [
+        ((4 * x).round(), codes, scale, pack_mask(x.abs() < 1)) for x, (codes, scale) in zip(xs, packed, strict=True)
+    ]
+    read_bytes = float_bytes + code_bytes + mask_bytes(numel)
+    yield Case(
+        "batch norm sums",
+        length,
+        read_bytes + _SUMS * _DOUBLE_BYTES * shape.width,
+        inputs,
+        lambda x, codes, scale, mask: backend(x).norm_sums(x, codes, scale, *how, mask, _FACTOR),
+        lambda x, codes, scale, mask: reference.norm_sums(x, codes, scale, *how, mask, _FACTOR),
+        lambda x, codes, scale, mask: _norm_sums(*_pass(x, codes, scale, mask, length)),
+    )
+    coefficients = torch.randn(
+        _SUMS, shape.width, generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu"
+    ).to(xs[0].device)
+    yield Case(
+        "batch norm backward",
+        length,
+        read_bytes + _SUMS * _FLOAT_BYTES * shape.width + float_bytes,
+        inputs,
+        lambda x, codes, scale, mask: backend(x).norm_gradient(x, codes, scale, *how, coefficients, mask, _FACTOR),
+        lambda x, codes, scale, mask: reference.norm_gradient(x, codes, scale, *how, coefficients, mask, _FACTOR),
+        lambda x, codes, scale, mask: _norm_gradient(*_pass(x, codes, scale, mask, length), coefficients),
+    )
+
+
 def _quantize(x: Tensor, block_length: int) -> Inputs:
     """The mathematics of INT2 with uniform levels in few torch operations.
 
@@ -306,14 +378,49 @@ def _quantize(x: Tensor, block_length: int) -> Inputs:
     low, high = values.amin(1, keepdim=True).to(torch.bfloat16), values.amax(1, keepdim=True)
     scale = ((high - low) / top).to(torch.bfloat16)
     t = ((values - low) / scale).clamp(0, top)
-    codes = (t + torch.rand_like(t)).clamp(max=top).to(torch.uint8).view(-1)
-    codes = F.pad(codes, (0, -codes.numel() % 4)).view(-1, 4)
-    return codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6, low, scale
+    return _pack_codes((t + torch.rand_like(t)).clamp(max=top).to(torch.uint8)), low, scale
+
+
+def _quantize_rectified(x: Tensor, block_length: int) -> Inputs:
+    """As `_quantize` for a ReLU's output, whose code 0 is the mask."""
+    top = 2**BITS - 2
+    values = F.pad(x.reshape(-1), (0, -x.numel() % block_length)).view(-1, block_length)
+    scale = (values.amax(1, keepdim=True) / top).to(torch.bfloat16)
+    t = (values / scale).clamp(0, top)
+    codes = (t + torch.rand_like(t)).clamp(max=top).to(torch.uint8) + 1
+    return _pack_codes(torch.where(values > 0, codes, 0)), scale
+
+
+def _dequantize_rectified(codes: Tensor, scale: Tensor, block_length: int) -> Tensor:
+    levels = F.pad((codes.to(torch.float32) - 1).clamp(min=0), (0, -codes.numel() % block_length))
+    return (levels.view(-1, block_length) * scale.view(-1, 1)).view(-1)[: codes.numel()]
+
+
+def _pass(x: Tensor, codes: Tensor, scale: Tensor, mask: Tensor, block_length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient `x` through dropout and ReLU, the ReLU's output, and where that is positive."""
+    unpacked = _unpack_codes(codes, BITS, x.numel())
+    positive = unpacked.view(x.shape) != 0
+    passed = torch.where(positive & _unpack_codes(mask, 1, x.numel()).view(torch.bool).view(x.shape), x * _FACTOR, 0)
+    return passed, _dequantize_rectified(unpacked, scale, block_length).view(x.shape), positive
+
+
+def _norm_sums(g: Tensor, y: Tensor, positive: Tensor) -> Tensor:
+    return torch.stack([part.sum(0, dtype=torch.float64) for part in (g, g * y, y, positive)])
+
+
+def _norm_gradient(g: Tensor, y: Tensor, positive: Tensor, coefficients: Tensor) -> Tensor:
+    a, b, c, d = coefficients
+    return torch.where(positive, a * g - b - c * y, d)
 
 
 def _dequantize(codes: Tensor, minimum: Tensor, scale: Tensor, numel: int, block_length: int) -> Tensor:
     values = F.pad(_unpack(codes, BITS, numel), (0, -numel % block_length)).view(-1, block_length)
     return (values * scale.unsqueeze(1) + minimum.unsqueeze(1)).view(-1)[:numel]
+
+
+def _pack_codes(codes: Tensor) -> Tensor:
+    codes = F.pad(codes.reshape(-1), (0, -codes.numel() % 4)).view(-1, 4)
+    return codes[:, 0] | codes[:, 1] << 2 | codes[:, 2] << 4 | codes[:, 3] << 6
 
 
 def _pack(mask: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ def test_every_operation_is_timed_beside_a_copy_and_eager_torch(record: dict[str
         ("dropout bits", None),
         ("ReLU backward", None),
         ("dropout backward", None),
+        ("quantize rectified", 128),
+        ("dequantize rectified", 128),
+        ("batch norm sums", 128),
+        ("batch norm backward", 128),
     ]
     for row in record["rows"]:
         assert set(row["seconds"]) == {"copy", "ours", "eager"}
@@ -56,13 +60,19 @@ def test_the_bytes_that_must_move_are_those_of_paper_and_pencil(record: dict[str
     assert moved["ReLU bits", None] == 4 * n + 939
     assert moved["dropout bits", None] == n + 939
     assert moved["ReLU backward", None] == moved["dropout backward", None] == 8 * n + 939
+    # 2 bytes for each of ceil(7511 / 128) = 59 blocks; 4 sums of 8 bytes or 4 coefficients of 4 bytes a column.
+    assert moved["quantize rectified", 128] == moved["dequantize rectified", 128] == 4 * n + 1878 + 2 * 59
+    assert moved["batch norm sums", 128] == 4 * n + 1878 + 2 * 59 + 939 + 4 * 8 * 203
+    assert moved["batch norm backward", 128] == 8 * n + 1878 + 2 * 59 + 939 + 4 * 4 * 203
 
 
 def test_eager_torch_does_the_same_mathematics() -> None:
     for case in kernels._cases(SHAPE, CPU):
         inputs = case.inputs[0]
         ours, eager = case.ours(*inputs), case.eager(*inputs)
-        if isinstance(eager, tuple):
+        if case.operation == "quantize rectified":
+            _assert_rounds_a_relu_to_a_neighbour(inputs[0], eager)
+        elif isinstance(eager, tuple):
             assert case.block_length
             (x,) = inputs
             values = x if case.operation == "quantize" else x @ Projection(203, 26, 7, 2).matrix(x)
@@ -80,6 +90,14 @@ def _assert_rounds_to_a_neighbour(values: Tensor, packed: tuple[Tensor, ...], bl
     back = kernels._dequantize(codes, low, scale, values.numel(), block_length)
     level = scale.float().max() * (1 + 3 * 2.0**-8) + low.float().abs().max() * 2.0**-8
     assert float((back - values.flatten()).abs().max()) <= float(level)
+
+
+def _assert_rounds_a_relu_to_a_neighbour(x: Tensor, packed: tuple[Tensor, ...]) -> None:
+    codes, scale = kernels._unpack_codes(packed[0], 2, x.numel()), packed[1]
+    assert torch.equal(codes != 0, x.flatten() > 0)
+    back = kernels._dequantize_rectified(codes, scale, 128)
+    level = float(scale.float().max()) * (1 + 3 * 2.0**-8)
+    assert float((back - x.flatten().clamp(min=0)).abs().max()) <= level
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
