@@ -465,6 +465,8 @@ class _Walk:
     memory: _Memory = field(init=False)
     values: dict[str, _Tensor] = field(init=False, default_factory=dict)
     gradients: dict[str, _Tensor] = field(init=False, default_factory=dict)
+    returned: list[tuple[str, _Tensor]] = field(init=False, default_factory=list)
+    """Gradients that the operation at hand returns, and of which tensors."""
     kept: dict[str, list[_Tensor]] = field(init=False, default_factory=dict)
     of_parameters: list[_Tensor] = field(init=False, default_factory=list)
     schemes: dict[str, Scheme] = field(init=False, default_factory=dict)
@@ -662,7 +664,11 @@ class _Walk:
             self.batch_norm_backward(step)
         else:
             self.mask_backward(step, gradient)
+        # Autograd lets go of what a function was given before it adds up what that returned.
         memory.drop(gradient, *kept)
+        for name, returned in self.returned:
+            self.sum_gradient(name, returned)
+        self.returned = []
 
     def linear_backward(self, step: Step, input_trained: bool) -> None:
         memory, weights = self.memory, [FLOAT_BYTES * numel for numel in step.parameters]
@@ -764,6 +770,10 @@ class _Walk:
         self.add_gradient(step.inputs[0], by_x)
 
     def add_gradient(self, name: str, gradient: _Tensor) -> None:
+        """The operation at hand returns `gradient` for `name`."""
+        self.returned.append((name, gradient))
+
+    def sum_gradient(self, name: str, gradient: _Tensor) -> None:
         """Autograd adds up in place, but not into a view, which is what `Linear`'s backward in compress/ returns."""
         before = self.gradients.get(name)
         if before is None:

@@ -166,6 +166,7 @@ class Kept:
         values = dequantize(packed, self.packing).to(left.dtype)
         if self.projection:
             product = left @ values
+            del values
             product = product @ self.projection.matrix(product).t()
         else:
             product = left @ values.reshape(left.shape[1], -1)
