@@ -86,11 +86,9 @@ class Compression(TorchFunctionMode):
         """Run `func`, or the function of ours that keeps less."""
         kwargs = kwargs or {}
         if self.scheme.compresses and torch.is_grad_enabled() and open_compressions()[-1] is self:
-            handler = self.handlers.get(func)
-            if handler is not None and _fits(handler, (self, func, *args), kwargs):
-                out = handler(self, func, *args, **kwargs)
-                if out is not None:
-                    return out
+            out = _handled(self, func, args, kwargs)
+            if out is not None:
+                return out
         if self.scheme.name == "bf16" and is_sparse_product(func, args):
             return whole_product(func, args, kwargs)
         out = func(*args, **kwargs)
@@ -143,6 +141,18 @@ class Compression(TorchFunctionMode):
         return Noise(self.seed, next(self._kept))
 
 
+def _handled(mode: Compression, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What the handler of `func` makes of the call; None if there is none for it."""
+    handler = mode.handlers.get(func)
+    if handler is None or not _fits(handler, (mode, func, *args), kwargs):
+        return None
+    return handler(mode, func, *args, **kwargs)
+
+
+# What torch.compiler.disable sets, whose import takes a second and some 100 MiB: torch.compile breaks its graph here.
+_handled._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
 def _fits(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether the call has only arguments that the handler knows; `out=` and the like are left to torch."""
     try:
@@ -150,10 +160,6 @@ def _fits(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
     except TypeError:
         return False
     return True
-
-
-# Nor must it trace this, which looks for the name that a mode had on its stack.
-_fits._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 @cache
@@ -185,10 +191,6 @@ def apply_for_two(function: type[Function], *arguments: Any) -> tuple[Tensor, Te
     """The results of an autograd function of ours that has two."""
     first, second = _application(function)(*arguments)
     return first, second
-
-
-# What torch.compiler.disable sets, whose import takes a second and some 100 MiB: torch.compile breaks its graph here.
-apply._torchdynamo_disable = apply_for_two._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def _application(function: type[Function]) -> Callable[..., Any]:
