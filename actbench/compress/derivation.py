@@ -44,6 +44,7 @@ from actbench.compress.interception import (
     compress_relu,
     compress_sparse_product,
     compressible,
+    uncompiled,
 )
 from actbench.compress.ledger import before_closing
 from actbench.compress.products import symmetry_of
@@ -125,6 +126,10 @@ class Derivation(Compression):
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run `func`, or the function of ours that keeps less."""
+        return _watched(self, func, types, args, kwargs)
+
+    def run(self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...], kwargs: Any) -> Any:
+        """As `__torch_function__`, and see what becomes of batch norms' outputs and which tensors are made."""
         if _may_change_in_place(func):
             self._settle(args, kwargs)
         out = super().__torch_function__(func, types, args, kwargs)
@@ -206,6 +211,13 @@ class Derivation(Compression):
         # Where gradients are switched off too, or it would keep nothing.
         with torch.enable_grad():
             normed.late = apply(Late, torch.empty(0, device=y.device, requires_grad=True), *packed)
+
+
+@uncompiled
+def _watched(
+    mode: Derivation, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...], kwargs: Any
+) -> Any:
+    return mode.run(func, types, args, kwargs)
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Iterator[Tensor]:

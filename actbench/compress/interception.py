@@ -141,16 +141,30 @@ class Compression(TorchFunctionMode):
         return Noise(self.seed, next(self._kept))
 
 
+def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which torch.compile breaks its graph at and looks neither into nor at what it calls."""
+
+    def call(*arguments: Any) -> Any:
+        return _disabled(function)(*arguments) if "torch._dynamo" in sys.modules else function(*arguments)
+
+    # What torch.compiler.disable sets, whose import takes a second and some 100 MiB; it alone hides the calls inside.
+    call._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return call
+
+
+@cache
+def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
+    disabled: Callable[..., Any] = torch.compiler.disable(function)
+    return disabled
+
+
+@uncompiled
 def _handled(mode: Compression, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the handler of `func` makes of the call; None if there is none for it."""
     handler = mode.handlers.get(func)
     if handler is None or not _fits(handler, (mode, func, *args), kwargs):
         return None
     return handler(mode, func, *args, **kwargs)
-
-
-# What torch.compiler.disable sets, whose import takes a second and some 100 MiB: torch.compile breaks its graph here.
-_handled._torchdynamo_disable = True  # type: ignore[attr-defined]
 
 
 def _fits(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -183,25 +197,14 @@ def compressible(x: Any) -> bool:
 
 def apply(function: type[Function], *arguments: Any) -> Tensor:
     """The result of an autograd function of ours."""
-    out: Tensor = _application(function)(*arguments)
+    out: Tensor = function.apply(*arguments)
     return out
 
 
 def apply_for_two(function: type[Function], *arguments: Any) -> tuple[Tensor, Tensor]:
     """The results of an autograd function of ours that has two."""
-    first, second = _application(function)(*arguments)
+    first, second = function.apply(*arguments)
     return first, second
-
-
-def _application(function: type[Function]) -> Callable[..., Any]:
-    """`function.apply`, which torch.compile must not look into either."""
-    return _hidden_application(function) if "torch._dynamo" in sys.modules else function.apply
-
-
-@cache
-def _hidden_application(function: type[Function]) -> Callable[..., Any]:
-    hidden: Callable[..., Any] = torch.compiler.disable(function.apply)
-    return hidden
 
 
 # A handler's parameters are the intercepted function's own, so that Python binds a call's positional and keyword
