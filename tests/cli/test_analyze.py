@@ -56,7 +56,11 @@ def test_file_charts_and_a_report_beside_records(here: Here, tmp_path: Path) -> 
     refused(here("runs.jsonl", "a.json", "--output", "a.json", verb="report"), "which a report must not replace")
 
 
-def test_derived_schemes_have_noise_and_bias_but_no_inputs_in_blocks(here: Here, tmp_path: Path) -> None:
+def test_derived_schemes_have_noise_and_bias_but_no_inputs_in_blocks(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So wide that no cell is folded.
+    monkeypatch.setenv("COLUMNS", "200")
     schemes = ("derived", "derived-lean", "derived-fine:levels=clipped-normal")
     given = [argument for scheme in schemes for argument in ("--scheme", scheme)]
     done = here(*SMALL, *given, "--output", "a.json", "--quiet")
