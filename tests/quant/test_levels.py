@@ -3,7 +3,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from actbench.quant.levels import clipped_normal_sigma, expected_variance, level_table
+from actbench.quant.levels import clipped_normal_sigma, expected_variance, level_table, rectified_level_table
 
 PAPER = [
     (8, 1.3040, 1.0300, 0.12503, 0.12579),
@@ -83,3 +83,22 @@ def test_blocks_without_an_inside_have_uniform_levels(length: int) -> None:
 
 def test_one_bit_has_no_inner_edge() -> None:
     assert level_table("clipped-normal", 1, 64) == level_table("uniform", 1, 64) == (0, 1)
+
+
+@pytest.mark.parametrize("length", [8, 128, 1024])
+def test_a_rectified_codes_middle_level_is_the_best_of_a_search(length: int) -> None:
+    """Against a search on a grid, whose spacing is the tolerance, by the midpoint rule on a half-normal."""
+    spacing = 1e-3
+    sigma = -2 / NormalDist().inv_cdf(1 / length)
+    t = (np.arange(4000) + 0.5) * 2 / 4000
+    density = np.exp(-((t / sigma) ** 2) / 2)
+
+    def variance(middle: float) -> float:
+        below = t < middle
+        return float(np.sum(density * np.where(below, t * (middle - t), (t - middle) * (2 - t))))
+
+    grid = np.arange(0.5, 1.5, spacing)
+    best = grid[np.argmin([variance(float(middle)) for middle in grid])]
+    assert rectified_level_table("clipped-normal", 2, length) == pytest.approx((0, best, 2), abs=spacing)
+    assert rectified_level_table("uniform", 4, length) == tuple(range(15))
+    assert rectified_level_table("clipped-normal", 1.6, length) == (0, 1)
