@@ -173,6 +173,11 @@ class Scheme:
         """Whether each activation is kept once, for all that backward asks of it."""
         return self.name in DERIVED
 
+    @property
+    def keeps_inputs(self) -> bool:
+        """Whether what is quantized are the inputs of calls, each by itself."""
+        return self.compresses and not self.derives
+
     def for_call(self, operation: str, call: int) -> Scheme:
         """The scheme of the `call`-th call (from 1) of `operation`: this one, another one, or FP32."""
         for override in self.overrides:

@@ -114,7 +114,7 @@ def study_calls(
 
         return seen(kept, see)
 
-    if scheme.compresses and not scheme.derives:
+    if scheme.keeps_inputs:
         weights.forward(Substituted(scheme, 0, substitute))
     return found
 

@@ -124,7 +124,7 @@ def _projects(weights: FixedWeights, scheme: Scheme) -> bool:
         found.append(kept.projection is not None)
         return kept
 
-    if scheme.compresses and not scheme.derives:
+    if scheme.keeps_inputs:
         weights.forward(Substituted(scheme, 0, look))
     return any(found)
 

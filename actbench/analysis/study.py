@@ -99,8 +99,7 @@ def _study_schemes(
 
         noise = measure_gradient_noise(weights, scheme, draws, lambda draw: tell(f"gradient, draw {draw} of {draws}"))
         # Level tables are compared on equal values, so schemes that differ in them alone store alike.
-        keeps_inputs = scheme.compresses and not scheme.derives
-        alike = replace(scheme, name="blockwise", levels="uniform", dropout="bit") if keeps_inputs else scheme
+        alike = replace(scheme, name="blockwise", levels="uniform", dropout="bit") if scheme.keeps_inputs else scheme
         if alike not in stored:
             stored[alike] = [_call_record(call) for call in study_calls(weights, scheme, ROUNDING_DRAWS, tell)]
         found.append(

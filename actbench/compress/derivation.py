@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +27,11 @@ from actbench.compress.derived import (
     MaskInUse,
     Norm,
     Normed,
-    Product,
     ProductLinear,
     Rectified,
     Rectify,
 )
-from actbench.compress.functions import DrawnMask
+from actbench.compress.functions import DrawnMask, SparseProduct
 from actbench.compress.interception import (
     Compression,
     apply,
@@ -97,7 +96,7 @@ class Derivation(Compression):
         self.held = Known()
         """How tensors' values are read: a `Held`."""
         self.aggregated = Known()
-        """Of a product A x: A and x, and the versions that they had."""
+        """Of a product A x: A, x and how its terms were reduced, and the versions that the two had."""
         self.tied = Known()
         """Of a ReLU's output: its tie and knot, until a dropout takes them."""
         self.normed = Known()
@@ -228,9 +227,12 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Iterator[T
                 yield each
 
 
+_RELUS: Final = (F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
+
+
 def _may_change_in_place(func: Callable[..., Any]) -> bool:
     """Whether `func`, other than a ReLU, changes its argument in place or has a parameter that makes it do so."""
-    if Derivation.handlers.get(func) in (_relu, _relu_):
+    if func in _RELUS:
         return False
     name = getattr(func, "__name__", "")
     if name == "__setitem__" or (name.endswith("_") and (not name.endswith("__") or name.startswith("__i"))):
@@ -265,36 +267,37 @@ def _linear(
     factors = mode.aggregated.get(input)
     if factors is None or not weight.requires_grad or _is_watched(input):
         return compress_linear(mode, func, input, weight, bias)
-    adjacency, x, versions = factors
+    adjacency, x, reduce, versions = factors
     if versions != (adjacency._version, x._version):
         return compress_linear(mode, func, input, weight, bias)
     held = mode.keep_input("linear", x, projected=False)
     if held is None:
         return None
     symmetry = symmetry_of(adjacency)
-    return apply(ProductLinear, func, *held, symmetry, adjacency, input.detach(), x, weight, bias)
+    return apply(ProductLinear, func, *held, symmetry, reduce, adjacency, input.detach(), x, weight, bias)
 
 
 def _product(
     mode: Derivation, func: Callable[..., Tensor], sparse: Tensor, dense: Tensor, reduce: str | None = None
 ) -> Tensor | None:
-    if reduce is not None:
-        return compress_sparse_product(mode, func, sparse, dense, reduce)
-    if sparse.layout != torch.sparse_csr or sparse.requires_grad or not compressible(dense) or dense.dim() != 2:
+    if reduce not in (None, "sum", "mean") or sparse.layout != torch.sparse_csr or sparse.requires_grad:
         return None
-    product = apply(Product, func, symmetry_of(sparse), sparse, dense) if dense.requires_grad else func(sparse, dense)
-    mode.aggregated[product] = sparse, dense, (sparse._version, dense._version)
+    if not compressible(dense) or dense.dim() != 2:
+        return None
+    if dense.requires_grad:
+        product = apply(SparseProduct, func, symmetry_of(sparse), sparse, dense, reduce)
+    else:
+        product = func(sparse, dense) if reduce is None else func(sparse, dense, reduce)
+    mode.aggregated[product] = sparse, dense, reduce, (sparse._version, dense._version)
     return product
 
 
-def _matmul(mode: Derivation, func: Callable[..., Tensor], input: Any, other: Any) -> Tensor | None:
+def _matmul(
+    mode: Derivation, func: Callable[..., Tensor], input: Any, other: Any, operation: str = "matmul"
+) -> Tensor | None:
     if isinstance(input, Tensor) and isinstance(other, Tensor) and input.layout != torch.strided:
         return _product(mode, func, input, other)
-    return compress_matmul(mode, func, input, other)
-
-
-def _mm(mode: Derivation, func: Callable[..., Tensor], input: Any, mat2: Any) -> Tensor | None:
-    return _matmul(mode, func, input, mat2)
+    return compress_matmul(mode, func, input, other, operation)
 
 
 def _batch_norm(
@@ -322,22 +325,6 @@ def _batch_norm(
     return out
 
 
-def _torch_batch_norm(
-    mode: Derivation,
-    func: Callable[..., Tensor],
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
-) -> Tensor | None:
-    return _batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
-
-
 def _relu(mode: Derivation, func: Callable[..., Tensor], input: Tensor, inplace: bool = False) -> Tensor | None:
     if not (compressible(input) and input.requires_grad):
         return None
@@ -357,10 +344,6 @@ def _relu(mode: Derivation, func: Callable[..., Tensor], input: Tensor, inplace:
     mode.held[out] = rectified, codes
     mode.tied[out] = next_tie, knot
     return out
-
-
-def _relu_(mode: Derivation, func: Callable[..., Tensor], input: Tensor) -> Tensor | None:
-    return _relu(mode, func, input, inplace=True)
 
 
 def _elu(
@@ -423,36 +406,16 @@ def _dropout(
     return out
 
 
-def _torch_dropout(
-    mode: Derivation, func: Callable[..., Tensor], input: Tensor, p: float, train: bool
-) -> Tensor | None:
-    return _dropout(mode, func, input, p, train)
-
-
-def _torch_dropout_(
-    mode: Derivation, func: Callable[..., Tensor], input: Tensor, p: float, train: bool
-) -> Tensor | None:
-    return _dropout(mode, func, input, p, train, inplace=True)
-
-
-Derivation.handlers = Compression.handlers | {
-    F.linear: _linear,
-    torch.matmul: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
-    torch.mm: _mm,
-    Tensor.mm: _mm,
-    torch.sparse.mm: _product,
-    F.batch_norm: _batch_norm,
-    torch.batch_norm: _torch_batch_norm,
-    F.relu: _relu,
-    torch.relu: _relu,
-    Tensor.relu: _relu,
-    torch.relu_: _relu_,
-    Tensor.relu_: _relu_,
+_REPLACED: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
+    compress_linear: _linear,
+    compress_matmul: _matmul,
+    compress_sparse_product: _product,
+    compress_batch_norm: _batch_norm,
+    compress_relu: _relu,
+    compress_dropout: _dropout,
+}
+Derivation.handlers = {
+    **{func: _REPLACED.get(handler, handler) for func, handler in Compression.handlers.items()},
     F.elu: _elu,
     F.layer_norm: _layer_norm,
-    F.dropout: _dropout,
-    torch.dropout: _torch_dropout,
-    torch.dropout_: _torch_dropout_,
 }

@@ -330,14 +330,15 @@ class ProductLinear(Function):
         kept: Keeping,
         packed: tuple[Tensor, ...],
         symmetry: Symmetry,
+        reduce: str | None,
         adjacency: Tensor,
         aggregated: Tensor,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        """Keeps the adjacency, the weight and `packed`, which `kept` reads x from; `aggregated` is A x."""
-        ctx.kept, ctx.symmetry = kept, symmetry
+        """Keeps the adjacency, the weight and `packed`, which `kept` reads x from; `aggregated` is A x by `reduce`."""
+        ctx.kept, ctx.symmetry, ctx.reduce = kept, symmetry, reduce
         ctx.save_for_backward(adjacency, weight, *packed)
         return product(aggregated, weight) if bias is None else product(aggregated, weight, bias)
 
@@ -347,35 +348,17 @@ class ProductLinear(Function):
         """Exact for x and bias, an estimate for the weight."""
         adjacency, weight, *packed = ctx.saved_tensors
         by_x = by_weight = by_bias = None
-        if ctx.needs_input_grad[8]:
+        if ctx.needs_input_grad[9]:
             by_bias = gradient.sum(0)
-        if ctx.needs_input_grad[6] or ctx.needs_input_grad[7]:
+        if ctx.needs_input_grad[7] or ctx.needs_input_grad[8]:
             # Under autocast the gradient is shorter than the adjacency.
-            g = transposed_product(adjacency, ctx.symmetry, gradient.to(adjacency.dtype))
+            g = transposed_product(adjacency, ctx.symmetry, gradient.to(adjacency.dtype), ctx.reduce)
             # First the weight's, so that what x is read back into is gone before x's own is made.
-            if ctx.needs_input_grad[7]:
+            if ctx.needs_input_grad[8]:
                 by_weight = ctx.kept.left_product(g.t(), tuple(packed))
-            if ctx.needs_input_grad[6]:
+            if ctx.needs_input_grad[7]:
                 by_x = g @ weight.to(g.dtype)
-        return None, None, None, None, None, None, by_x, by_weight, by_bias
-
-
-class Product(Function):
-    """`product(A, x)` of a sparse CSR A that needs no gradient, keeping A alone and not transposing a symmetric one."""
-
-    @staticmethod
-    def forward(ctx: Any, product: Callable[..., Tensor], symmetry: Symmetry, adjacency: Tensor, x: Tensor) -> Tensor:
-        """Keeps nothing that is not the graph's already."""
-        ctx.symmetry = symmetry
-        ctx.save_for_backward(adjacency)
-        return product(adjacency, x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor]:
-        """Exact."""
-        (adjacency,) = ctx.saved_tensors
-        return None, None, None, transposed_product(adjacency, ctx.symmetry, gradient)
+        return None, None, None, None, None, None, None, by_x, by_weight, by_bias
 
 
 def _tie(out: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from actbench.compress.products import Symmetry, transposed_product
 from actbench.compress.saved import Keeping, Kept
 from actbench.quant import draw_mask, keep_where, pack_mask, pack_positive, scale_where, unpack_mask
 
@@ -285,26 +286,28 @@ def _draw_again(shape: torch.Size, dtype: torch.dtype, device: torch.device, p: 
 
 
 class SparseProduct(Function):
-    """`torch.sparse.mm(adjacency, x, reduce)` for reduce "sum" or "mean", keeping the adjacency alone.
+    """`product(A, x)`, or `product(A, x, reduce)` for "sum" or "mean", of a sparse CSR A, keeping A alone.
 
-    Stock torch keeps the dense x as well, which only a gradient for the adjacency's values would need.
+    With `reduce` stock torch keeps the dense x as well, which only a gradient for A's values would need.
     """
 
     @staticmethod
-    def forward(ctx: Any, adjacency: Tensor, x: Tensor, reduce: str) -> Tensor:
+    def forward(
+        ctx: Any,
+        product: Callable[..., Tensor],
+        symmetry: Symmetry,
+        adjacency: Tensor,
+        x: Tensor,
+        reduce: str | None,
+    ) -> Tensor:
         """Keeps nothing that is not the graph's already."""
-        ctx.reduce = reduce
+        ctx.symmetry, ctx.reduce = symmetry, reduce
         ctx.save_for_backward(adjacency)
-        out: Tensor = torch.sparse.mm(adjacency, x, reduce)
-        return out
+        return product(adjacency, x) if reduce is None else product(adjacency, x, reduce)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
-        """Exact: Aᵀ times the gradient, divided by the row's length before that for a mean."""
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor, None]:
+        """Exact."""
         (adjacency,) = ctx.saved_tensors
-        if ctx.reduce == "mean":
-            length = adjacency.crow_indices().diff().clamp_(min=1)
-            gradient = gradient / length.unsqueeze(1)
-        by_x: Tensor = adjacency.t().to_sparse_csr() @ gradient
-        return None, by_x, None
+        return None, None, None, transposed_product(adjacency, ctx.symmetry, gradient, ctx.reduce), None

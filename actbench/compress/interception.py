@@ -25,6 +25,7 @@ from actbench.compress.attention import Aggregate, Edges, aggregate, choose_edge
 from actbench.compress.autocast import Autocast, is_sparse_product, whole_product
 from actbench.compress.functions import Addmm, BatchNorm, DrawnMask, Dropout, LeakyRelu, Linear, Relu, SparseProduct
 from actbench.compress.offload import Offload
+from actbench.compress.products import Symmetry
 from actbench.compress.saved import Keeping, Kept, Noise, Watch, keeps_seed
 from actbench.errors import UsageError
 from actbench.quant import pack_mask
@@ -208,7 +209,8 @@ def apply_for_two(function: type[Function], *arguments: Any) -> tuple[Tensor, Te
 
 
 # A handler's parameters are the intercepted function's own, so that Python binds a call's positional and keyword
-# arguments as torch would. It returns None where the stock function keeps nothing worth compressing.
+# arguments as torch would. It returns None where the stock function keeps nothing worth compressing. Those that only
+# rearrange arguments ask the mode for the handler of the function that they come down to.
 
 
 def compress_linear(
@@ -234,7 +236,8 @@ def compress_matmul(
 
 
 def _mm(mode: Compression, func: Callable[..., Tensor], input: Any, mat2: Any) -> Tensor | None:
-    return compress_matmul(mode, func, input, mat2, "mm")
+    product: Tensor | None = mode.handlers[torch.matmul](mode, func, input, mat2, "mm")
+    return product
 
 
 def _addmm(
@@ -290,7 +293,9 @@ def _torch_batch_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor | None:
-    return compress_batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
+    rest = weight, bias, training, momentum, eps
+    out: Tensor | None = mode.handlers[F.batch_norm](mode, func, input, running_mean, running_var, *rest)
+    return out
 
 
 def compress_relu(
@@ -303,7 +308,8 @@ def compress_relu(
 
 
 def _relu_(mode: Compression, func: Callable[..., Tensor], input: Tensor) -> Tensor | None:
-    return compress_relu(mode, func, input, inplace=True)
+    out: Tensor | None = mode.handlers[F.relu](mode, func, input, inplace=True)
+    return out
 
 
 def _leaky_relu(
@@ -343,13 +349,15 @@ def compress_dropout(
 def _torch_dropout(
     mode: Compression, func: Callable[..., Tensor], input: Tensor, p: float, train: bool
 ) -> Tensor | None:
-    return compress_dropout(mode, func, input, p, train)
+    out: Tensor | None = mode.handlers[F.dropout](mode, func, input, p, train)
+    return out
 
 
 def _torch_dropout_(
     mode: Compression, func: Callable[..., Tensor], input: Tensor, p: float, train: bool
 ) -> Tensor | None:
-    return compress_dropout(mode, func, input, p, train, inplace=True)
+    out: Tensor | None = mode.handlers[F.dropout](mode, func, input, p, train, inplace=True)
+    return out
 
 
 def compress_sparse_product(
@@ -361,7 +369,7 @@ def compress_sparse_product(
         return None
     if not (compressible(dense) and dense.requires_grad):
         return None
-    return apply(SparseProduct, sparse, dense, reduce)
+    return apply(SparseProduct, func, Symmetry.NONE, sparse, dense, reduce)
 
 
 def _drop_edges(mode: Compression, func: Callable[..., Edges], edges: Edges, p: float) -> Edges:

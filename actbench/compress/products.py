@@ -34,8 +34,13 @@ def symmetry_of(matrix: Tensor) -> Symmetry:
     return found
 
 
-def transposed_product(matrix: Tensor, symmetry: Symmetry, g: Tensor) -> Tensor:
-    """Aᵀ `g` of sparse CSR A [N, M] and `g` [N, H]: [M, H]; Aᵀ is formed only if A has no symmetry."""
+def transposed_product(matrix: Tensor, symmetry: Symmetry, g: Tensor, reduce: str | None = None) -> Tensor:
+    """Aᵀ `g` of sparse CSR A [N, M] and `g` [N, H]: [M, H]; Aᵀ is formed only if A has no symmetry.
+
+    With `reduce` "mean" that of `torch.sparse.mm(A, x, "mean")`, which divides each row by its number of entries.
+    """
+    if reduce == "mean":
+        g = g / matrix.crow_indices().diff().clamp_(min=1).unsqueeze(1)
     if symmetry is Symmetry.NONE:
         matrix = matrix.t().to_sparse_csr()
     elif symmetry is Symmetry.BY_ROWS:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from actbench.scheme import TRIT_BITS
 
-METADATA_BYTES = 4
-"""A block keeps its minimum and its scale, bfloat16 each."""
-SCALE_BYTES = 2
-"""A block of a rectified code keeps its scale alone: its minimum is 0."""
 CODES_A_BYTE = {1: 8, TRIT_BITS: 5, 2: 4, 4: 2, 8: 1}
 
 
@@ -18,39 +15,14 @@ class Layout:
     """`numel` values in blocks of `block_length`, the last one as short as need be, codes of `bits` bits.
 
     Codes lie one after the other across block borders, lowest bits first: value i has the bits from
-    `i * bits % 8` of byte `i * bits // 8`.
-    """
-
-    numel: int
-    block_length: int
-    bits: int
-
-    @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return -(-self.numel // self.block_length)
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of the packed codes."""
-        return -(-self.numel * self.bits // 8)
-
-    @property
-    def total_bytes(self) -> int:
-        """Bytes of codes, minima and scales."""
-        return self.code_bytes + METADATA_BYTES * self.blocks
-
-
-@dataclass(frozen=True)
-class RectifiedLayout:
-    """`numel` rectified codes of `bits` bits, 1.6 for a trit, in blocks of `block_length`, the last one maybe shorter.
-
-    Codes lie one after the other across block borders, lowest bits first; trits as digits of base 3, lowest first.
+    `i * bits % 8` of byte `i * bits // 8`. Trits, of 1.6 bits, are five digits of base 3 to a byte, lowest first.
     """
 
     numel: int
     block_length: int
     bits: float
+    metadata_bytes: ClassVar[int] = 4
+    """A block keeps its minimum and its scale, bfloat16 each."""
 
     @property
     def blocks(self) -> int:
@@ -64,8 +36,14 @@ class RectifiedLayout:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of codes and scales."""
-        return self.code_bytes + SCALE_BYTES * self.blocks
+        """Bytes of codes and of what the blocks keep."""
+        return self.code_bytes + self.metadata_bytes * self.blocks
+
+
+class RectifiedLayout(Layout):
+    """The same of rectified codes, whose blocks have a minimum of 0 and keep their scale alone."""
+
+    metadata_bytes = 2
 
 
 def mask_bytes(numel: int) -> int:

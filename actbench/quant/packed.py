@@ -18,6 +18,17 @@ Packed = tuple[Tensor, Tensor, Tensor]
 """Codes uint8 [⌈numel·bits/8⌉], minimum and scale bfloat16 [blocks]."""
 
 
+def bits_and_block(shape: torch.Size, scheme: Scheme) -> tuple[float, int]:
+    """Bits of a code and elements of a block under `scheme`, for a tensor whose rows are its last dimension.
+
+    No block is longer than the tensor, so that levels are those of the block's own length.
+    """
+    if scheme.bits is None:
+        raise ValueError("fp32 packs nothing")
+    length = scheme.block.length(max(shape[-1], 1) if shape else 1)
+    return scheme.bits, max(min(length, shape.numel()), 1)
+
+
 @dataclass(frozen=True)
 class Packing:
     """What is needed to read packed tensors back, besides themselves."""
@@ -31,13 +42,9 @@ class Packing:
     @staticmethod
     def of(shape: torch.Size, dtype: torch.dtype, scheme: Scheme) -> Packing:
         """How `scheme` packs a tensor of this shape; its rows are its last dimension."""
-        if scheme.bits is None:
-            raise ValueError("fp32 packs nothing")
-        length = scheme.block.length(max(shape[-1], 1) if shape else 1)
-        # No block is longer than the tensor, so the levels are those of the block's own length.
-        length = max(min(length, shape.numel()), 1)
+        bits, length = bits_and_block(shape, scheme)
         # Trits are for rectified codes.
-        bits = math.ceil(scheme.bits)
+        bits = math.ceil(bits)
         return Packing(shape, dtype, bits, length, level_table(scheme.levels, bits, length))
 
     @property

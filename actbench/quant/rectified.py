@@ -9,7 +9,7 @@ from torch import Tensor
 
 from actbench.quant.layout import RectifiedLayout
 from actbench.quant.levels import rectified_level_table
-from actbench.quant.packed import backend
+from actbench.quant.packed import backend, bits_and_block
 from actbench.scheme import Scheme
 
 RectifiedCodes = tuple[Tensor, Tensor]
@@ -37,13 +37,8 @@ class Rectifier:
     @staticmethod
     def of(shape: torch.Size, dtype: torch.dtype, scheme: Scheme) -> Rectifier:
         """How `scheme` packs a ReLU of this shape; its rows are its last dimension."""
-        if scheme.bits is None:
-            raise ValueError("fp32 packs nothing")
-        length = scheme.block.length(max(shape[-1], 1) if shape else 1)
-        # No block is longer than the tensor, so the levels are those of the block's own length.
-        length = max(min(length, shape.numel()), 1)
-        table = rectified_level_table(scheme.levels, scheme.bits, length)
-        return Rectifier(shape, dtype, scheme.bits, length, table)
+        bits, length = bits_and_block(shape, scheme)
+        return Rectifier(shape, dtype, bits, length, rectified_level_table(scheme.levels, bits, length))
 
     @property
     def layout(self) -> RectifiedLayout:

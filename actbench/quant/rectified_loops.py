@@ -300,6 +300,14 @@ def _pass_on(gradient: Floats, code: Bytes, factors: Floats, out: Floats) -> Non
 
 
 @compiled
+def _buffers(values: int) -> tuple[Bytes, Bytes, Floats, Floats, Floats]:
+    """Codes and bits of `values` elements, which begin within a byte, their factors, gradients and estimates."""
+    code, bit = np.empty(values + 8, np.uint8), np.empty(values + 16, np.uint8)
+    factors, g = np.empty(values, np.float32), np.empty(values, np.float32)
+    return code, bit, factors, g, np.empty(values, np.float32)
+
+
+@compiled
 def norm_sums(
     gradient: Floats,
     codes: Bytes,
@@ -316,12 +324,7 @@ def norm_sums(
     """Σ g, Σ g ŷ, Σ ŷ and the count of positive ŷ of each column over rows `first_row` … `last_row - 1`."""
     width = gradient.shape[1]
     rows = max(PIECE // width, 1)
-    code, bit = np.empty(rows * width + 8, np.uint8), np.empty(rows * width + 16, np.uint8)
-    factors, g, y = (
-        np.empty(rows * width, np.float32),
-        np.empty(rows * width, np.float32),
-        np.empty(rows * width, np.float32),
-    )
+    code, bit, factors, g, y = _buffers(rows * width)
     total = np.zeros((4, width), np.float64)
     part = np.zeros((4, width), np.float32)
     flat = gradient.reshape(-1)
@@ -371,12 +374,7 @@ def norm_gradient(
     """Rows `first_row` … `last_row - 1` of a g - b - c ŷ where ŷ is positive, d elsewhere."""
     width = gradient.shape[1]
     rows = max(PIECE // width, 1)
-    code, bit = np.empty(rows * width + 8, np.uint8), np.empty(rows * width + 16, np.uint8)
-    factors, g, y = (
-        np.empty(rows * width, np.float32),
-        np.empty(rows * width, np.float32),
-        np.empty(rows * width, np.float32),
-    )
+    code, bit, factors, g, y = _buffers(rows * width)
     flat, results = gradient.reshape(-1), out.reshape(-1)
     for row in range(first_row, last_row, rows):
         count = min(rows, last_row - row)

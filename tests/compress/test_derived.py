@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import CheckpointError, checkpoint
-from torch_geometric.nn import GAT, GCN, GCN2Conv, GraphSAGE
+from torch_geometric.nn import GAT, GCN, GCN2Conv, GraphSAGE, SAGEConv
 
 import actbench
 from actbench.compress import Ledger, predict_saved_bytes
@@ -1264,3 +1264,35 @@ def test_a_relus_input_that_is_no_number_is_named() -> None:
     norm = nn.BatchNorm1d(6)
     with compression, pytest.raises(NonFiniteError, match=r"^the input of relu 1 "):
         F.relu(norm(first(x) * torch.nan))
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean"])
+@pytest.mark.parametrize("directed", [True, False])
+def test_what_a_reduction_makes_is_not_kept_either(reduce: str, directed: bool) -> None:
+    """Stock SAGEConv on a matrix of ones; the weight's gradient cᵀ (M x) in float64 on the dense M of the reduction."""
+    x, edge_index = graph()
+    edge_index = ring(NODES) if directed else edge_index
+    ones = torch.sparse_coo_tensor(edge_index.flip(0), torch.ones(edge_index.shape[1]), (NODES, NODES)).to_sparse_csr()
+    conv, lin = SAGEConv(16, WIDTH, aggr=reduce), nn.Linear(16, 16)
+    c = torch.randn(NODES, WIDTH)
+    ledger = Ledger(exclude=[x, ones, *conv.parameters()])
+    with actbench.compress("derived", seed=0), ledger:
+        out = conv(x, ones)
+    assert ledger.total_bytes == 0
+    (out * c).sum().backward()
+    dense = ones.to_dense().double()
+    if reduce == "mean":
+        dense = dense / dense.sum(1, keepdim=True).clamp(min=1)
+    assert conv.lin_l.weight.grad is not None
+    # Roundings of a sum over neighbours, over nodes, of a division and of the products.
+    terms = int(ones.crow_indices().diff().max()) + NODES + 4
+    bound = (c.double().abs().t() @ (dense @ x.double().abs())) * (terms * ULP)
+    assert bool(((conv.lin_l.weight.grad - c.double().t() @ (dense @ x.double())).abs() <= bound).all())
+    hidden = Ledger(exclude=[x, ones, *conv.parameters(), *lin.parameters()])
+    with actbench.compress("derived", seed=0), hidden:
+        out = conv(F.relu(lin(x)), ones)
+    assert out.requires_grad
+    assert sorted((entry.operation, entry.dtype) for entry in hidden.entries) == [
+        ("relu", "bfloat16"),
+        ("relu", "uint8"),
+    ]
