@@ -30,6 +30,8 @@ _OUT_OF_HOST_MEMORY = (
     "can't start new thread",
     "MemoryError",
     "Thread creation failed",
+    "Memory allocation still failed",
+    "failed to map segment",
 )
 _UNKNOWN = (
     "graph",

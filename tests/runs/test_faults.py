@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -332,3 +333,52 @@ def test_a_run_does_not_outlive_a_command_that_is_killed(tmp_path: Path) -> None
     while Path(f"/proc/{run}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not Path(f"/proc/{run}").exists()
+
+
+def test_host_memory_that_runs_out_is_a_record_of_how_far_it_came_and_the_grid_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From the second epoch of the first run on its process may have a mebibyte more than it has."""
+    program = (
+        "import resource, actbench.runs.worker as worker\n"
+        "from actbench.training import Trainer\n"
+        "epoch = Trainer.epoch\n"
+        "def short(self, *around):\n"
+        "    if self.recipe.architecture.hidden == 64:\n"
+        "        pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "        resource.setrlimit(resource.RLIMIT_AS, ((pages + 256) * resource.getpagesize(),) * 2)\n"
+        "    return epoch(self, *around)\n"
+        "Trainer.epoch = short\n"
+        "worker.main()"
+    )
+    monkeypatch.setattr(execute_module, "_WORKER", [sys.executable, "-c", program])
+    # Large tensors, which the allocator must ask the kernel for: 4 bytes x 16,934 nodes x 64.
+    jobs = [
+        replace(job, dataset="synthetic:arxiv@0.1", recipe=job.recipe.overridden(hidden=hidden, epochs=3))
+        for job, hidden in ((JOBS[0], 64), (JOBS[0], 8))
+    ]
+    short, enough = run_grid(jobs, RecordFile(tmp_path / "runs.jsonl"), ENVIRONMENT, False, Heard())
+    assert (short["status"], enough["status"]) == ("oom", "ok")
+    assert short["error"]["epoch"] == 2
+    assert short["saved_bytes"] == short["predicted_saved_bytes"] > 0
+    assert len(short["epoch_seconds"]) == len(short["curve"]["loss"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "kernel_kills", "status"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", 0, "killed"),
+        ("import os; os.kill(os.getpid(), 9)", 1, "oom"),
+        ("import os; os.kill(os.getpid(), 11)", 1, "killed"),
+        ("import os, sys; os.write(2, b'terminate called after throwing std::bad_alloc'); os.abort()", 0, "oom"),
+        ("raise SystemExit('libgomp: Thread creation failed: Resource temporarily unavailable')", 0, "oom"),
+        ("raise SystemExit('no such library')", 1, "error"),
+    ],
+)
+def test_a_death_for_want_of_memory_is_told_from_others(
+    monkeypatch: pytest.MonkeyPatch, program: str, kernel_kills: int, status: str
+) -> None:
+    counted = iter((5, 5 + kernel_kills))
+    monkeypatch.setattr(execute_module, "_killed_for_memory", lambda: next(counted))
+    monkeypatch.setattr(execute_module, "_WORKER", [sys.executable, "-S", "-c", program])
+    assert execute_module.execute(JOBS[0], ENVIRONMENT, lambda state: None)["status"] == status
