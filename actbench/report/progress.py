@@ -45,6 +45,11 @@ class ProgressListener:
         self._number += 1
         self._say(f"{self._label(job)}: measured {record['started']}, not again (--fresh measures again)")
 
+    def waiting(self, job: Any) -> None:
+        """Say for what this process waits."""
+        label = f"[{self._number + 1}/{self._total}] {job.scheme} seed {job.seed}"
+        self._say(f"{label}: another process is measuring it into the same file; waiting for its record")
+
     def started(self, job: Any) -> None:
         """Begin this job's line."""
         self._number += 1

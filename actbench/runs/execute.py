@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,11 +10,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import Any, Final
+from pathlib import Path
+from typing import IO, Any, Final
 
 from actbench.quant.cpu import compile_loops
 from actbench.runs.job import Job
-from actbench.runs.measure import blank_record
+from actbench.runs.measure import blank_record, says_out_of_memory
 from actbench.runs.store import Record
 
 _WORKER: Final = [sys.executable, "-P", "-m", "actbench.runs.worker"]
@@ -33,14 +35,16 @@ _ENVIRONMENT: Final = {
 def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Record:
     """Measure `job` in a process of its own; `report` is called with the state after every epoch.
 
-    A child that dies makes a record too: "killed" if a signal ended it, "error" otherwise. The child is killed if
-    this call is interrupted. `environment` stands in such a record, since the child did not live to tell its own.
+    A child that dies makes a record too: "oom" if memory ran out, "killed" if a signal ended it, "error" otherwise.
+    The child is killed if this call is interrupted. `environment` stands in such a record, since the child did not
+    live to tell its own.
     """
     if job.device == "cpu" and job.scheme.compresses:
         # Here, so that a compiler's memory is in no child's peak.
         compile_loops()
     last: dict[str, Any] = {"epoch": 0}
     record: Record | None = None
+    killed_before = _killed_for_memory()
     with tempfile.TemporaryFile() as errors:
         # A session of its own: Ctrl-C reaches the parent alone, which then decides.
         child = subprocess.Popen(
@@ -53,10 +57,11 @@ def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, A
             env=_ENVIRONMENT | os.environ,
             start_new_session=True,
         )
+        assert child.stdin is not None
+        assert child.stdout is not None
         try:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            _give(child, json.dumps(job.to_json()))
+            _give(child.stdin, json.dumps(job.to_json()))
+            # Its stdin stays open: the child ends when that does, so that it does not outlive a parent that was killed.
             for line in child.stdout:
                 event = _read(line)
                 if "epoch" in event:
@@ -68,22 +73,35 @@ def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, A
             if child.poll() is None:
                 child.kill()
                 child.wait()
-            if child.stdout:
-                child.stdout.close()
+            child.stdout.close()
+            # What the child died without reading cannot be delivered any more.
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
         if record is not None:
             return record
         errors.seek(0)
-        return _epitaph(blank_record(job, environment), child.returncode, last, errors.read().decode(errors="replace"))
+        stderr = errors.read().decode(errors="replace")
+        by_kernel = child.returncode == -signal.SIGKILL and _killed_for_memory() > killed_before
+        record = _epitaph(blank_record(job, environment), child.returncode, last, stderr)
+        if by_kernel or says_out_of_memory(stderr):
+            record["status"] = "oom"
+        return record
 
 
-def _give(child: subprocess.Popen[str], text: str) -> None:
-    assert child.stdin is not None
+def _killed_for_memory() -> int:
+    """How many processes the kernel has killed because memory ran out (`oom_kill`), 0 where it does not tell."""
     try:
-        child.stdin.write(text)
-        child.stdin.close()
-    except BrokenPipeError:
-        # The child died before it read; its exit status tells.
-        pass
+        counters = Path("/proc/vmstat").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in counters.splitlines() if line.startswith("oom_kill ")), 0)
+
+
+def _give(stdin: IO[str], text: str) -> None:
+    # If the child died before it read, its exit status tells.
+    with contextlib.suppress(BrokenPipeError):
+        stdin.write(text + "\n")
+        stdin.flush()
 
 
 def _read(line: str) -> dict[str, Any]:

@@ -19,6 +19,9 @@ class Listener(Protocol):
     def skipped(self, job: Job, record: Record) -> None:
         """`job` is not run, since `record` is its result already."""
 
+    def waiting(self, job: Job) -> None:
+        """Nothing is left but what other processes are measuring, `job` first."""
+
     def started(self, job: Job) -> None:
         """`job` begins."""
 
@@ -35,17 +38,37 @@ def run_grid(
     """Measure `jobs` and append each record when its job ends; yields one record a job.
 
     Without `fresh`, a job with a final record in `file` is skipped and that record yielded. The file is read again
-    before each job, so that what another process has finished meanwhile is not measured again.
+    before each job, so that what another process has finished meanwhile is not measured again; what another process
+    is measuring comes last, when that one has ended.
     """
+    elsewhere = []
     for job in jobs:
-        wanted = identity(description(job, environment))
+        record = _measure(job, file, environment, fresh, listener, wait=False)
+        if record is None:
+            elsewhere.append(job)
+        else:
+            yield record
+    for job in elsewhere:
+        listener.waiting(job)
+        record = _measure(job, file, environment, fresh, listener, wait=True)
+        assert record is not None
+        yield record
+
+
+def _measure(
+    job: Job, file: RecordFile, environment: dict[str, Any], fresh: bool, listener: Listener, wait: bool
+) -> Record | None:
+    """The record of `job`, or None if another process is making it and `wait` is not set."""
+    wanted = identity(description(job, environment))
+    with file.claim(wanted, wait) as ours:
+        if not ours:
+            return None
         known = [] if fresh else [r for r in file.read() if r["status"] in FINAL and identity(r) == wanted]
         if known:
             listener.skipped(job, known[-1])
-            yield known[-1]
-            continue
+            return known[-1]
         listener.started(job)
-        record = execute(job, environment, lambda state, job=job: listener.advanced(job, state))  # type: ignore[misc]
+        record = execute(job, environment, lambda state: listener.advanced(job, state))
         file.append(record)
         listener.ended(job, record)
-        yield record
+        return record

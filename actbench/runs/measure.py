@@ -23,7 +23,16 @@ from actbench.runs.store import SCHEMA_VERSION, Record
 from actbench.training import Trainer
 
 WARMUP_EPOCHS = 2
-_HOST_OUT_OF_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+_OUT_OF_HOST_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "std::bad_alloc",
+    "Cannot allocate memory",
+    "can't start new thread",
+    "MemoryError",
+    "Thread creation failed",
+    "Memory allocation still failed",
+    "failed to map segment",
+)
 _UNKNOWN = (
     "graph",
     "metrics",
@@ -185,5 +194,11 @@ def _write_peaks(memory: MemoryMeter, record: Record) -> None:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether `error` says that device or host memory ran out."""
-    host = isinstance(error, RuntimeError) and _HOST_OUT_OF_MEMORY in str(error)
-    return host or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError | ImportError) and says_out_of_memory(str(error))
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Whether what a library or a dying process has written says that host memory ran out."""
+    return any(sign in text for sign in _OUT_OF_HOST_MEMORY)

@@ -309,6 +309,9 @@ class Heard:
     def skipped(self, job: Job, record: dict[str, Any]) -> None:
         self.events.append(f"skipped {job.scheme}")
 
+    def waiting(self, job: Job) -> None:
+        self.events.append(f"waiting {job.scheme}")
+
     def started(self, job: Job) -> None:
         self.events.append(f"started {job.scheme}")
 
@@ -385,12 +388,18 @@ def test_nothing_but_events_reaches_the_parent() -> None:
         "def noisy(*a): print('a library prints', flush=True); return train(*a)\n"
         "m._train = noisy; worker.main()"
     )
-    done = subprocess.run(
+    worker = subprocess.Popen(
         [sys.executable, "-c", program],
-        input=json.dumps(example_job(epochs=1).to_json()),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=True,
     )
-    assert [next(iter(json.loads(line))) for line in done.stdout.splitlines()] == ["epoch", "record"]
-    assert "a library prints" in done.stderr
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(json.dumps(example_job(epochs=1).to_json()) + "\n")
+    worker.stdin.flush()
+    events = worker.stdout.read()
+    _, errors = worker.communicate()
+    assert [next(iter(json.loads(line))) for line in events.splitlines()] == ["epoch", "record"]
+    assert "a library prints" in errors
