@@ -48,7 +48,7 @@ def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, A
     with tempfile.TemporaryFile() as errors:
         # A session of its own: Ctrl-C reaches the parent alone, which then decides.
         child = subprocess.Popen(
-            _WORKER,
+            [*_WORKER, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -61,7 +61,6 @@ def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, A
         assert child.stdout is not None
         try:
             _give(child.stdin, json.dumps(job.to_json()))
-            # Its stdin stays open: the child ends when that does, so that it does not outlive a parent that was killed.
             for line in child.stdout:
                 event = _read(line)
                 if "epoch" in event:
@@ -74,9 +73,6 @@ def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, A
                 child.kill()
                 child.wait()
             child.stdout.close()
-            # What the child died without reading cannot be delivered any more.
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.close()
         if record is not None:
             return record
         errors.seek(0)
@@ -100,8 +96,8 @@ def _killed_for_memory() -> int:
 def _give(stdin: IO[str], text: str) -> None:
     # If the child died before it read, its exit status tells.
     with contextlib.suppress(BrokenPipeError):
-        stdin.write(text + "\n")
-        stdin.flush()
+        stdin.write(text)
+        stdin.close()
 
 
 def _read(line: str) -> dict[str, Any]:

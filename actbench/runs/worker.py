@@ -1,18 +1,21 @@
 """The child process: reads a job from stdin, writes its progress and at last its record to stdout as JSON lines.
 
-It ends at once when its stdin does, that is when its parent does, be that one killed.
+Its one argument is its parent's process number. It ends at once when that process does, be it killed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
-import threading
-from typing import Any
+from typing import Any, Final
 
 from actbench.runs.job import Job
 from actbench.runs.measure import measure
+
+_PR_SET_PDEATHSIG: Final = 1
 
 
 def main() -> None:
@@ -20,17 +23,16 @@ def main() -> None:
     # Libraries print; stdout is for the parent alone.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as events:
         os.dup2(2, 1)
-        job = Job.from_json(json.loads(sys.stdin.readline()))
-        threading.Thread(target=_end_with_stdin, daemon=True).start()
-        record = measure(job, lambda state: _send(events, "epoch", state))
+        _end_with(int(sys.argv[1]))
+        record = measure(Job.from_json(json.load(sys.stdin)), lambda state: _send(events, "epoch", state))
         _send(events, "record", record)
 
 
-def _end_with_stdin() -> None:
-    # The descriptor itself: a thread that waits in sys.stdin would hold its lock when the interpreter ends.
-    while os.read(0, 1):
-        pass
-    os._exit(1)
+def _end_with(parent: int) -> None:
+    # By the kernel, since a library that waits for memory for ever may hold Python's lock. prctl(2), Linux alone.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit("the command that started this run has ended")
 
 
 def _send(events: Any, kind: str, content: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Stands in for the worker where faults are tested by the dozen: starts in milliseconds and trains nothing.
 
-Run as `python stand_in.py RECORDS SECONDS`: takes SECONDS for each of five epochs, then gives the record that RECORDS,
-a JSON object, has for the job on stdin.
+Run as `python stand_in.py RECORDS SECONDS PARENT`: takes SECONDS for each of five epochs, then gives the record that
+RECORDS, a JSON object, has for the job on stdin.
 """
 
 import json
@@ -11,7 +11,7 @@ import time
 
 def main() -> None:
     """Answer the job on stdin."""
-    job = json.loads(sys.stdin.readline())
+    job = json.load(sys.stdin)
     for epoch in range(1, 6):
         time.sleep(float(sys.argv[2]))
         tell("epoch", {"epoch": epoch, "saved_bytes": 1})

@@ -335,6 +335,18 @@ def test_a_run_does_not_outlive_a_command_that_is_killed(tmp_path: Path) -> None
     assert not Path(f"/proc/{run}").exists()
 
 
+def test_a_run_whose_command_ended_before_it_began_does_not_begin() -> None:
+    done = subprocess.run(
+        [*execute_module._WORKER, str(os.getppid())],
+        input=json.dumps(example_job(epochs=100_000).to_json()),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "the command that started this run has ended\n"
+
+
 def test_host_memory_that_runs_out_is_a_record_of_how_far_it_came_and_the_grid_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

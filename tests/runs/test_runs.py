@@ -388,18 +388,12 @@ def test_nothing_but_events_reaches_the_parent() -> None:
         "def noisy(*a): print('a library prints', flush=True); return train(*a)\n"
         "m._train = noisy; worker.main()"
     )
-    worker = subprocess.Popen(
-        [sys.executable, "-c", program],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(os.getpid())],
+        input=json.dumps(example_job(epochs=1).to_json()),
+        capture_output=True,
         text=True,
+        check=True,
     )
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write(json.dumps(example_job(epochs=1).to_json()) + "\n")
-    worker.stdin.flush()
-    events = worker.stdout.read()
-    _, errors = worker.communicate()
-    assert [next(iter(json.loads(line))) for line in events.splitlines()] == ["epoch", "record"]
-    assert "a library prints" in errors
+    assert [next(iter(json.loads(line))) for line in done.stdout.splitlines()] == ["epoch", "record"]
+    assert "a library prints" in done.stderr
