@@ -30,6 +30,7 @@ from actbench.analysis.distinction import distinctions, settings_of
 from actbench.analysis.intervals import Interval, paired_difference
 from actbench.analysis.limits import Limits, Settings
 from actbench.analysis.untrusted import is_figure, printable
+from actbench.analysis.warnings import FEW_EPOCHS
 from actbench.errors import UsageError
 from actbench.runs.grid import FINAL
 from actbench.runs.job import identity
@@ -704,10 +705,10 @@ def _paired(pair: _Pair, figure: Callable[[Record], float | None]) -> tuple[dict
 
 
 def _epoch_time(record: Record) -> float | None:
-    """Seconds, the lower quartile of all epochs after warm-up; None if there is none."""
+    """Seconds, the lower quartile of all epochs after warm-up; None if those are too few for a measurement."""
     seconds = [each for each in record.get("epoch_seconds") or [] if _positive(each) is not None]
     timed = sorted(seconds[_warmup(record) :])
-    if not timed:
+    if len(timed) < FEW_EPOCHS:
         return None
     place = (len(timed) - 1) / 4
     low = math.floor(place)

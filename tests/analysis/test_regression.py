@@ -21,6 +21,7 @@ from actbench.analysis.regression import (
     check_records,
     choose_final,
 )
+from actbench.analysis.warnings import FEW_EPOCHS
 from actbench.errors import UsageError
 from actbench.quant import cpu
 from actbench.runs import measure as measure_module
@@ -36,7 +37,7 @@ EPOCHS = 30
 def example(scheme: str = "fp32", seed: int = 0, **values: Any) -> dict[str, Any]:
     """A finished run with a curve."""
     curve = {"loss": [3.0, 2.0, 1.5], "valid": [0.1, 0.2, 0.3]}
-    return example_record(scheme, seed, **{"curve": curve, "epoch_seconds": [9.0, 9.0, 0.1], **values})
+    return example_record(scheme, seed, **{"curve": curve, "epoch_seconds": [9.0, 9.0, *[0.1] * FEW_EPOCHS], **values})
 
 
 def scored(test: float) -> dict[str, Any]:
@@ -355,6 +356,16 @@ def test_a_figure_that_vanished_is_a_regression() -> None:
     assert {finding.figure for _, finding in verdict.failures} == {"saved_bytes", "peak", "score", "time", "loss"}
     assert {finding.why for _, finding in verdict.failures} == {"unmeasured"}
     assert not check_records([gone, example("exact")], [example(), example("exact")]).failures
+
+
+def test_a_few_epochs_are_no_measurement_of_time() -> None:
+    """One epoch that met a hiccup is no regression, nor is one of ten the whole of a run."""
+    for epochs, judged in ((FEW_EPOCHS - 1, False), (FEW_EPOCHS, True)):
+        base, slow = (
+            [example(seed=seed, epoch_seconds=[9.0, 9.0, *[each] * epochs]) for seed in range(5)] for each in (0.1, 0.2)
+        )
+        verdict = check_records(base, slow)
+        assert {finding.figure for _, finding in verdict.failures} == ({"time"} if judged else set())
 
 
 def test_what_is_missing_fails_unless_allowed_and_what_is_new_never_does() -> None:
