@@ -84,12 +84,17 @@ def settle(graph: Graph, undirected: bool = False) -> Graph:
     # The import takes seconds, and `actbench datasets` does not need it.
     from torch_geometric.utils import coalesce, to_undirected
 
+    check(graph)
+    merge = to_undirected if undirected else coalesce
+    return replace(graph, edge_index=merge(graph.edge_index, num_nodes=graph.nodes))
+
+
+def check(graph: Graph) -> None:
+    """Check all of a graph but that its edges are coalesced; raises `DataError` as `settle` does."""
     _check_features(graph)
     _check_edges(graph)
     _check_labels(graph)
     _check_split(graph)
-    merge = to_undirected if undirected else coalesce
-    return replace(graph, edge_index=merge(graph.edge_index, num_nodes=graph.nodes))
 
 
 def _check_features(graph: Graph) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 from actbench.errors import DataError
 from actbench.graphs import cache
 from actbench.graphs.catalogue import Entry, as_loaded, find
-from actbench.graphs.graph import Graph, settle, split_at_random
+from actbench.graphs.checks import limit_bytes
+from actbench.graphs.graph import Graph, check, settle, split_at_random
 from actbench.graphs.npz import npz_entry, read_npz
 from actbench.graphs.raw import SOURCES
 from actbench.graphs.reason import reason
@@ -69,9 +70,9 @@ def _load_real(entry: Entry, data_dir: Path, seed: int) -> Graph:
         if not source.slow:
             return _read(entry, data_dir, seed)
         current = cache.stamp(source.files(data_dir))
-        kept = cache.restore(folder, current)
+        kept = _restored(entry, folder, current)
         if kept is not None:
-            return _graph(entry, kept)
+            return kept
         graph = _read(entry, data_dir, seed)
     except MemoryError:
         raise
@@ -80,14 +81,28 @@ def _load_real(entry: Entry, data_dir: Path, seed: int) -> Graph:
         raise DataError(
             f"The files of {entry.name} in {folder} cannot be read ({reason(error)}): "
             f"delete that folder and run `actbench pull {entry.name}`."
-        ) from None
+        ) from error
     fields = ("x", "edge_index", "y", "train", "valid", "test")
     cache.keep(folder, current, {field: getattr(graph, field) for field in fields})
     return graph
 
 
+def _restored(entry: Entry, folder: Path, current: str) -> Graph | None:
+    """What is kept of an earlier reading, if it still is a graph of the published sizes."""
+    kept = cache.restore(folder, current, limit_bytes(entry))
+    if kept is None:
+        return None
+    graph = _graph(entry, kept)
+    try:
+        check(graph)
+        _check_published(graph, entry)
+    except DataError:
+        return None
+    return graph
+
+
 def _read(entry: Entry, data_dir: Path, seed: int) -> Graph:
-    data = SOURCES[entry.name].read(data_dir)
+    data = SOURCES[entry.name].read(data_dir, entry)
     train, valid, test = _split(data, seed)
     tensors = {
         "x": _treat_features(entry.name, data.x, train),

@@ -1,42 +1,31 @@
 """A user's own graph from a `.npz` file, which is not trusted: no pickles, no array of any size it likes."""
 
-import lzma
-import os
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from numpy.lib import format as npy
 from torch import Tensor
 
 from actbench.errors import DataError
+from actbench.graphs.arrays import (
+    UNREADABLE,
+    Array,
+    ArrayError,
+    announced,
+    check_sizes,
+    keys_of,
+    most_bytes,
+    read_member,
+)
 from actbench.graphs.catalogue import Entry, seeded_sizes
 from actbench.graphs.graph import Graph, settle, split_at_random
-from actbench.graphs.reason import reason
-
-Array = npt.NDArray[np.generic]
+from actbench.graphs.reason import reason, shorten
 
 _MASKS = ("train_mask", "val_mask", "test_mask")
 _INDICES = ("train", "valid", "test")
-_MOST_BYTES = 100 * 2**30
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    SyntaxError,
-    tokenize.TokenError,
-    lzma.LZMAError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def read_npz(path: Path, seed: int) -> Graph:
@@ -50,12 +39,9 @@ def read_npz(path: Path, seed: int) -> Graph:
     Raises:
         DataError: the file is absent, damaged or too large, or its arrays do not make a graph.
     """
-    with _readable(path):
-        with zipfile.ZipFile(path) as archive:
-            keys = _wanted(path, archive)
-            _check_sizes(path, archive, keys)
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in keys}
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        keys = _wanted(path, archive)
+        arrays = _read(archive, keys)
     return _assemble(path, arrays, seed)
 
 
@@ -64,13 +50,10 @@ def npz_entry(path: Path) -> Entry:
 
     Edges that stand twice are counted twice, although `read_npz` drops them. Raises `DataError` as `read_npz` does.
     """
-    with _readable(path):
-        with zipfile.ZipFile(path) as archive:
-            keys = _wanted(path, archive)
-            _check_sizes(path, archive, keys[2:])
-            shapes = {key: _header(archive, key)[0] for key in keys[:2]}
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in keys[2:]}
+    with _readable(path), zipfile.ZipFile(path) as archive:
+        keys = _wanted(path, archive)
+        shapes = {key: announced(archive, key).shape for key in keys[:2]}
+        arrays = _read(archive, keys[2:])
     for key, wanted, least in (("x", "[nodes, features], neither of them 0", 1), ("edge_index", "[2, edges]", 0)):
         shape = shapes[key]
         if len(shape) != 2 or min(shape) < least or (key == "edge_index" and shape[0] != 2):
@@ -97,53 +80,27 @@ def _readable(path: Path) -> Iterator[None]:
         if not path.is_file():
             raise DataError(f"There is no file {path}: give the path of a .npz file.")
         yield
-    except _UNREADABLE as error:
+    except ArrayError as error:
+        raise DataError(f"{path}: {error}: {error.remedy}.") from None
+    except UNREADABLE as error:
         raise DataError(
             f"{path} cannot be read as a .npz file ({reason(error)}): write it again with numpy.savez."
         ) from None
 
 
 def _wanted(path: Path, archive: zipfile.ZipFile) -> list[str]:
-    found = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
-    split: Sequence[str] = next((names for names in (_MASKS, _INDICES) if found.intersection(names)), ())
+    found = keys_of(archive)
+    split: Sequence[str] = next((names for names in (_MASKS, _INDICES) if set(names).intersection(found)), ())
     wanted = ["x", "edge_index", "y", *split]
     for key in wanted:
         if key not in found:
-            raise DataError(f"{path} has no array {key!r}, only {', '.join(sorted(found)) or 'none'}: add it.")
+            raise DataError(f"{path} has no array {key!r}, only {shorten(', '.join(found)) or 'none'}: add it.")
     return wanted
 
 
-def _check_sizes(path: Path, archive: zipfile.ZipFile, keys: Sequence[str]) -> None:
-    """Refuse what the headers announce before anything of that size is allocated."""
-    total_bytes = 0
-    for key in keys:
-        shape, dtype, stored_bytes = _header(archive, key)
-        if dtype.hasobject:
-            raise DataError(f"{path}: {key!r} holds Python objects, which are not read: save it as numbers.")
-        array_bytes = prod(shape) * dtype.itemsize
-        total_bytes += array_bytes
-        if total_bytes > _most_bytes():
-            raise DataError(
-                f"{path}: with {key!r} of shape {list(shape)} the arrays claim {total_bytes / 2**30:,.0f} GiB, but "
-                f"this machine reads {_most_bytes() / 2**30:,.0f} GiB at most: make the graph smaller."
-            )
-        if array_bytes != stored_bytes:
-            raise DataError(
-                f"{path}: {key!r} claims {array_bytes} bytes but holds {stored_bytes}: write the file again."
-            )
-
-
-def _header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], np.dtype[np.generic], int]:
-    """Shape and dtype that an array announces, and the bytes that follow."""
-    with archive.open(f"{key}.npy") as member:
-        version = npy.read_magic(member)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read_header(member)
-        return shape, dtype, archive.getinfo(f"{key}.npy").file_size - member.tell()
-
-
-def _most_bytes() -> int:
-    return min(_MOST_BYTES, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+def _read(archive: zipfile.ZipFile, keys: Sequence[str]) -> dict[str, Array]:
+    check_sizes(((key, announced(archive, key)) for key in keys), most_bytes())
+    return {key: read_member(archive, key) for key in keys}
 
 
 def _assemble(path: Path, arrays: dict[str, Array], seed: int) -> Graph:
@@ -174,7 +131,7 @@ def _assemble(path: Path, arrays: dict[str, Array], seed: int) -> Graph:
 
 
 def _real(path: Path, key: str, array: Array) -> Tensor:
-    if array.ndim != 2 or array.dtype.kind != "f":
+    if array.ndim != 2 or array.size == 0 or array.dtype.kind != "f":
         raise _unfit(path, key, array, "floating-point numbers [nodes, features]")
     # A value too large for float32 becomes infinite, which `settle` reports with its place.
     with np.errstate(over="ignore"):
@@ -191,7 +148,7 @@ def _integers(path: Path, key: str, array: Array) -> Tensor:
 
 def _labels(path: Path, array: Array) -> tuple[Tensor, int]:
     """Return the labels and how many classes or, if they do not exclude each other, labels there are."""
-    if array.ndim == 2 and array.shape[1] and array.dtype.kind in "biuf":
+    if array.ndim == 2 and array.size and array.dtype.kind in "biuf":
         return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)), array.shape[1]
     if array.ndim != 1 or not array.size:
         raise _unfit(path, "y", array, "integers [nodes] or 0 and 1 [nodes, labels]")

@@ -1,7 +1,8 @@
-"""The published files of the real data sets: where they lie, how their own libraries read and download them.
+"""The published files of the real data sets: where they lie, how their own libraries read them.
 
-PyG's classes do both; only their disk cache is taken out, so that reading writes nothing. OGB's class cannot
-do without one and gets a temporary folder.
+PyG's classes do so where that is safe once the files have been checked; only their disk cache is taken out, so that
+reading writes nothing. OGB's class cannot do without one and gets a temporary folder. Planetoid's files are pickles,
+which PyG would execute, and are read here.
 """
 
 import contextlib
@@ -9,11 +10,27 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from actbench.graphs.catalogue import Entry
+from actbench.graphs.checks import (
+    check_gnn_benchmark,
+    check_graphsaint,
+    check_heterophilous,
+    check_ogb,
+    check_planetoid,
+    check_reddit,
+    limit_bytes,
+)
+from actbench.graphs.fetching import fetch, unpack
+from actbench.graphs.planetoid import read_planetoid
+
+_GOOGLE_DRIVE = "https://drive.usercontent.google.com/download?id={}&confirm=t"
 
 
 class Source(Protocol):
@@ -29,10 +46,13 @@ class Source(Protocol):
     def files(self, root: Path) -> list[Path]:
         """Return the files that reading needs."""
 
-    def read(self, root: Path) -> Any:
-        """Return PyG's `Data`, with `train_mask`, `val_mask` and `test_mask` where a split is published."""
+    def read(self, root: Path, entry: Entry) -> Any:
+        """Return PyG's `Data`, with `train_mask`, `val_mask` and `test_mask` where a split is published.
 
-    def download(self, root: Path) -> None:
+        Nothing above the sizes of `entry` is allocated. Raises anything where a file is damaged.
+        """
+
+    def download(self, root: Path, entry: Entry) -> None:
         """Fetch the files."""
 
 
@@ -53,10 +73,11 @@ class _WithoutDisk:
 
 @dataclass(frozen=True)
 class PygSource:
-    """A data set that a class of `torch_geometric.datasets` reads."""
+    """A data set that a class of `torch_geometric.datasets` reads, or at least knows the address of."""
 
     class_name: str
     directory: str
+    check: Callable[[Sequence[Path], Entry], None]
     takes_name: bool = True
     slow: bool = False
 
@@ -68,19 +89,25 @@ class PygSource:
         """Return the raw files."""
         return [Path(path) for path in self._dataset(root).raw_paths]
 
-    def read(self, root: Path) -> Any:
+    def read(self, root: Path, entry: Entry) -> Any:
         """Return the graph as PyG processes it."""
+        self.check(self.files(root), entry)
         dataset = self._dataset(root)
         # Pickles of scipy's and numpy's old days warn of names that have moved since.
         with warnings.catch_warnings(action="ignore"):
             dataset.process()
         return dataset.held
 
-    def download(self, root: Path) -> None:
-        """Run PyG's download."""
+    def download(self, root: Path, entry: Entry) -> None:
+        """Fetch the files from where PyG does."""
         dataset = self._dataset(root)
-        os.makedirs(dataset.raw_dir, exist_ok=True)
-        dataset.download()
+        raw = Path(dataset.raw_dir)
+        raw.mkdir(parents=True)
+        if not self.takes_name and getattr(dataset, "url", "").endswith(".zip"):
+            _fetch_and_unpack(dataset.url, raw, entry)
+            return
+        for file in self.files(root):
+            fetch(_address(dataset, file), file, limit_bytes(entry))
 
     def _dataset(self, root: Path) -> Any:
         import torch_geometric.datasets
@@ -88,6 +115,18 @@ class PygSource:
         published = getattr(torch_geometric.datasets, self.class_name)
         quiet = type(self.class_name, (_WithoutDisk, published), {})
         return quiet(str(root), self.directory) if self.takes_name else quiet(str(root / self.directory))
+
+
+class PlanetoidSource(PygSource):
+    """One of the three data sets of Yang et al. (2016)."""
+
+    def read(self, root: Path, entry: Entry) -> Any:
+        """Return the graph as PyG would, with nothing unpickled."""
+        from torch_geometric.data import Data
+
+        files = self.files(root)
+        self.check(files, entry)
+        return Data(**read_planetoid(files, entry))
 
 
 @dataclass(frozen=True)
@@ -119,8 +158,9 @@ class OgbSource:
             for path in (*(f"raw/{table}.csv.gz" for table in tables), *parts, "RELEASE_v1.txt")
         ]
 
-    def read(self, root: Path) -> Any:
+    def read(self, root: Path, entry: Entry) -> Any:
         """Return the graph as OGB processes it, with its split as masks."""
+        check_ogb(self.folder(root), self.scheme, entry)
         from torch_geometric.data.data import DataEdgeAttr, DataTensorAttr
         from torch_geometric.data.storage import GlobalStorage
         from torch_geometric.utils import index_to_mask
@@ -142,32 +182,41 @@ class OgbSource:
             data[mask] = index_to_mask(split[part], size=data.num_nodes)
         return data
 
-    def download(self, root: Path) -> None:
+    def download(self, root: Path, entry: Entry) -> None:
         """Fetch and unpack OGB's archive; OGB's own class would ask on the terminal first."""
-        from torch_geometric.data import download_url, extract_zip
-
-        archive = Path(download_url(self.url, str(root), log=False))
-        extract_zip(str(archive), str(root), log=False)
-        archive.unlink()
+        _fetch_and_unpack(self.url, root, entry)
         (root / self.archive).rename(self.folder(root))
 
 
 SOURCES: dict[str, Source] = {
-    "cora": PygSource("Planetoid", "Cora"),
-    "citeseer": PygSource("Planetoid", "CiteSeer"),
-    "pubmed": PygSource("Planetoid", "PubMed"),
-    "computers": PygSource("Amazon", "Computers"),
-    "photo": PygSource("Amazon", "Photo"),
-    "physics": PygSource("Coauthor", "Physics"),
-    "tolokers": PygSource("HeterophilousGraphDataset", "tolokers"),
-    "minesweeper": PygSource("HeterophilousGraphDataset", "minesweeper"),
-    "flickr": PygSource("Flickr", "Flickr", takes_name=False, slow=True),
-    "reddit": PygSource("Reddit", "Reddit", takes_name=False, slow=True),
-    "yelp": PygSource("Yelp", "Yelp", takes_name=False, slow=True),
+    "cora": PlanetoidSource("Planetoid", "Cora", check_planetoid),
+    "citeseer": PlanetoidSource("Planetoid", "CiteSeer", check_planetoid),
+    "pubmed": PlanetoidSource("Planetoid", "PubMed", check_planetoid),
+    "computers": PygSource("Amazon", "Computers", check_gnn_benchmark),
+    "photo": PygSource("Amazon", "Photo", check_gnn_benchmark),
+    "physics": PygSource("Coauthor", "Physics", check_gnn_benchmark),
+    "tolokers": PygSource("HeterophilousGraphDataset", "tolokers", check_heterophilous),
+    "minesweeper": PygSource("HeterophilousGraphDataset", "minesweeper", check_heterophilous),
+    "flickr": PygSource("Flickr", "Flickr", check_graphsaint, takes_name=False, slow=True),
+    "reddit": PygSource("Reddit", "Reddit", check_reddit, takes_name=False, slow=True),
+    "yelp": PygSource("Yelp", "Yelp", check_graphsaint, takes_name=False, slow=True),
     "ogbn-arxiv": OgbSource("ogbn-arxiv", "arxiv", "time"),
     "ogbn-products": OgbSource("ogbn-products", "products", "sales_ranking"),
 }
 """By the names of the catalogue."""
+
+
+def _address(dataset: Any, file: Path) -> str:
+    """Where PyG's class fetches one of its files from: a folder of GitHub's, or Google Drive."""
+    identifier = getattr(dataset, f"{file.stem}_id", None)
+    return f"{dataset.url.rstrip('/')}/{file.name}" if identifier is None else _GOOGLE_DRIVE.format(identifier)
+
+
+def _fetch_and_unpack(url: str, folder: Path, entry: Entry) -> None:
+    archive = folder / url.rpartition("/")[2]
+    fetch(url, archive, limit_bytes(entry))
+    unpack(archive, folder, limit_bytes(entry))
+    archive.unlink()
 
 
 def _import_ogb() -> Any:

@@ -3,13 +3,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
 import torch
 
 from actbench.errors import DataError
-from actbench.graphs import Graph, find, load, present
+from actbench.graphs import Entry, Graph, find, load, present
 from actbench.graphs.raw import PygSource
 from tests.conftest import SHARED_DATA
 from tests.graphs.small import (
@@ -146,8 +147,11 @@ def test_file_that_is_something_else(content: bytes, tmp_path: Path) -> None:
 
 def test_files_of_another_graph_are_refused(tmp_path: Path) -> None:
     write_photo(tmp_path)
-    with pytest.raises(DataError, match="nodes 12 where 7650 are published"):
+    with pytest.raises(DataError, match=r"adj has another shape than the published \[7650, 7650\]"):
         load("photo", tmp_path)
+    write_reddit(tmp_path, labels=np.arange(NODES))
+    with pytest.raises(DataError, match="nodes 12 where 232965 are published"):
+        load("reddit", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,7 @@ def flickr_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(source: PygSource, root: Path) -> None:
+    def read(source: PygSource, root: Path, entry: Entry) -> None:
         raise AssertionError(f"{source} was read again from {root}")
 
     monkeypatch.setattr(PygSource, "read", read)
@@ -248,22 +252,34 @@ def test_changed_file_is_parsed_again(flickr_dir: Path) -> None:
 @pytest.mark.parametrize("length", [0, 1000, -10])
 def test_damaged_cache_is_replaced(flickr_dir: Path, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     load("flickr", flickr_dir)
-    kept = flickr_dir / "Flickr" / "actbench.pt"
+    kept = flickr_dir / "Flickr" / "actbench.npz"
     kept.write_bytes(kept.read_bytes()[:length])
     assert load("flickr", flickr_dir).x.tolist() == FEATURE_ROWS.tolist()
     forbid_reading(monkeypatch)
     load("flickr", flickr_dir)
 
 
+@pytest.mark.parametrize(
+    "change", [{"edge_index": np.array([[0], [10**9]])}, {"x": np.full((NODES, 3), np.nan)}, {"train": np.arange(2)}]
+)
+def test_cache_that_holds_no_such_graph_is_replaced(flickr_dir: Path, change: dict[str, Any]) -> None:
+    expected = load("flickr", flickr_dir)
+    kept = flickr_dir / "Flickr" / "actbench.npz"
+    with np.load(kept) as archive:
+        arrays: dict[str, Any] = dict(archive)
+    np.savez(kept, **arrays | change)
+    assert torch.equal(load("flickr", flickr_dir).edge_index, expected.edge_index)
+
+
 def test_folder_that_cannot_be_written_to(flickr_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = torch.save
+    savez = np.savez
 
-    def refuse(state: object, place: Path) -> None:
-        if flickr_dir in place.parents:
-            raise PermissionError(f"read-only: {place}")
-        save(state, place)
+    def refuse(file: IO[bytes], **arrays: Any) -> None:
+        if flickr_dir in Path(file.name).parents:
+            raise PermissionError(f"read-only: {file.name}")
+        savez(file, **arrays)
 
-    monkeypatch.setattr(torch, "save", refuse)
+    monkeypatch.setattr(np, "savez", refuse)
     before = contents(flickr_dir)
     load("flickr", flickr_dir)
     assert contents(flickr_dir) == before

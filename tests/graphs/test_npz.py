@@ -1,5 +1,6 @@
 import contextlib
 import io
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from actbench.errors import DataError
-from actbench.graphs import Graph, load, npz, present
+from actbench.graphs import Graph, load, npz, present, sizes_of
 
 NODES = 10
 
@@ -173,17 +174,87 @@ def test_array_that_claims_more_than_it_holds(tmp_path: Path) -> None:
     write_header(path, "(-1, 3)")
     refuse(path, "'x'")
     write_header(path, "__import__('os')")
-    refuse(path, "cannot be read")
+    refuse(path, "'x' has no valid header")
 
 
 def test_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npz, "_MOST_BYTES", 2**20)
+    monkeypatch.setattr(npz, "most_bytes", lambda: 2**20)
     with zipfile.ZipFile(tmp_path / "graph.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         for key, array in (valid_arrays() | {"x": np.zeros((NODES, 2**14))}).items():
             member = io.BytesIO()
             np.save(member, array)
             archive.writestr(f"{key}.npy", member.getvalue())
     refuse(tmp_path / "graph.npz", "GiB")
+
+
+def member(header: bytes, content: bytes = b"", version: int = 1) -> bytes:
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + length + header + content
+
+
+def header(shape: str, descr: str = "'<f8'") -> bytes:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        # A length of four bytes in front of a header that unpacks to 64 MiB.
+        (member(b" " * 2**26, version=2), "no valid header"),
+        (member(b"(" * 9000), "no valid header"),
+        (member(b"-" * 9000 + b"1"), "no valid header"),
+        (member(header("(" + "9" * 400 + ", 3)")), "a shape that no array has"),
+        (member(header("(0, 9223372036854775807)")), "a shape that no array has"),
+        (member(header("(1000000000000,)", "'S0'")), "elements of no size"),
+        (member(header("(3,)", "()")), "no valid header"),
+        (member(header("(1,)", "[('a', '|O')]"), b"1"), "Python objects"),
+        (member(header("(1, 1)", "('<f8', (100000000,))")), "claims 800000000 bytes"),
+        (member(header("(True, 3)"), bytes(24)), "a shape that no array has"),
+        (b"\x93NUMPY\x09\x00", "no valid header"),
+        (b"no array", "no valid header"),
+        (b"", "no valid header"),
+    ],
+)
+def test_headers_that_are_made_to_exhaust_their_reader(tmp_path: Path, x: bytes, says: str) -> None:
+    path = save(tmp_path, x=None)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("x.npy", x)
+    tracemalloc.start()
+    try:
+        refuse(path, "'x'", says)
+        with contextlib.suppress(DataError):
+            sizes_of(str(path))
+        # Python's own parser takes some, of ten kilobytes at most.
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+
+
+def test_members_that_readers_would_disagree_about(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:
+        # numpy finds this one under the key `x`, and gives it back as bytes of any number.
+        archive.writestr("x", b"0" * 100)
+    refuse(path, "'x' stands twice")
+    path = save(tmp_path, x=None)
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x.npy", member(header("(10, 1)"), bytes(80)))
+    refuse(path, "'x' is not packed as numpy packs it")
+
+
+@pytest.mark.parametrize("dtype", ["<i1", "<f2", "|b1"])
+@pytest.mark.parametrize("key", ["x", "edge_index", "y"])
+def test_nothing_of_a_great_width(tmp_path: Path, key: str, dtype: str) -> None:
+    path = save(tmp_path, **{key: np.empty((0, 2**59), dtype=dtype)})
+    refuse(path, "")
+
+
+def test_names_of_members_do_not_make_a_sentence_long(tmp_path: Path) -> None:
+    path = save(tmp_path, x=None, **{f"\n{number:0500}": np.zeros(1) for number in range(50)})
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
 
 
 @given(st.data())
