@@ -178,11 +178,21 @@ def test_wrong_text_is_one_sentence(text: str, says: str) -> None:
     assert "\n" not in message
 
 
-@given(st.text(max_size=40))
+fragments = st.sampled_from(
+    [
+        *NAMED, ":", ",", "=", "/", "/linear1:", "/batch_norm2:", "/mm0:", "/relu1:", "bits", "bits=2", "bits=32",
+        "bits=1.6", "block=64r", "block=1048577", "projection=8", "projection=1", "levels=uniform", "levels=",
+        "dropout=seed", " ", "\n", "0", "٣", "²", "1_0", "+1", "\0", "\ud800",
+    ]
+)  # fmt: skip
+
+
+@given(st.text(max_size=40) | st.lists(fragments, max_size=8).map("".join))
 def test_any_text_parses_or_is_refused(text: str) -> None:
     try:
         scheme = Scheme.parse(text)
-    except SchemeError:
+    except SchemeError as error:
+        assert str(error).endswith(".")  # noqa: PT017
         return
     assert Scheme.parse(str(scheme)) == scheme
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,23 +13,18 @@ from actbench.analysis.distinction import distinctions, settings_of
 from actbench.analysis.intervals import Interval, paired_difference
 from actbench.analysis.study import Study, match_studies, study_key
 from actbench.analysis.summary import REFERENCE, Row, median_of_known, ratio, summarise
-from actbench.analysis.untrusted import is_figure, printable
 from actbench.errors import OutputError, SchemeError, UsageError
 from actbench.runs import Record, RecordFile
 from actbench.runs.grid import FINAL
 from actbench.runs.job import identity, machine
+from actbench.runs.untrusted import FIELDS, PEAK_FIELDS, is_figure, printable, unusable_field
 from actbench.scheme import Scheme
 from actbench.training import DEFAULTS, recipe_for
 
 KINDS: Final = ("layer", "linear", "batch_norm", "relu", "dropout", "attention", "metadata", "other")
 """Kept bytes are of inputs of recomputed layers, linear and batch-norm inputs, ReLUs, dropouts, attention, blocks'
 minimum and scale, or the rest."""
-PEAKS: Final = {
-    "allocated": "peak_allocated_bytes",
-    "reserved": "peak_reserved_bytes",
-    "nvml": "nvml_peak_bytes",
-    "resident": "rss_peak_bytes",
-}
+PEAKS: Final = dict(zip(("allocated", "reserved", "nvml", "resident"), PEAK_FIELDS, strict=True))
 _IN_HEADING: Final = ("sampler", "layers", "hidden", "epochs")
 _LINEAR: Final = ("linear", "matmul", "mm", "addmm")
 _ATTENTION: Final = ("edge_scores", "leaky_relu", "edge_softmax", "aggregate")
@@ -543,73 +538,11 @@ def paper_figures(record: Record) -> PaperFigures | None:
     )
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and "\n" not in value
-
-
-def _are_metrics(value: Any) -> bool:
-    return isinstance(value, dict) and is_figure(value.get("test")) and _is_text(value.get("name"))
-
-
-def _are_figures(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_figure, value))
-
-
-def _is_ledger(value: Any) -> bool:
-    texts = ("operation", "dtype")
-    return isinstance(value, list) and all(
-        isinstance(each, dict) and all(_is_text(each.get(t)) for t in texts) and _is_count(each.get("saved_bytes"))
-        for each in value
-    )
-
-
-def _is_environment(value: dict[str, Any]) -> bool:
-    versions = value.get("versions")
-    return (
-        all(_is_text(value.get(field)) for field in ("device", "device_name"))
-        and {"cuda", "threads"} <= value.keys()
-        and isinstance(versions, dict)
-        and {"actbench", "torch"} <= versions.keys()
-    )
-
-
-def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or check(value)
-
-
-_CHECKS: Final[dict[str, Callable[[Any], bool]]] = {
-    "status": _is_text,
-    "dataset": _is_text,
-    "digest": _or_none(_is_text),
-    "model": _is_text,
-    "seed": _is_count,
-    "scheme": lambda value: _is_text(value.get("name")),
-    "recipe": lambda value: all(_is_count(value.get(field)) for field in ("layers", "hidden", "epochs")),
-    "environment": _is_environment,
-    "graph": _or_none(lambda value: isinstance(value, dict) and _is_count(value.get("nodes", 0))),
-    "metrics": _or_none(_are_metrics),
-    "saved_bytes": _or_none(_is_count),
-    "host_saved_bytes": _or_none(_is_count),
-    **dict.fromkeys(PEAKS.values(), _or_none(_is_count)),
-    "reasons": lambda value: isinstance(value, dict),
-    "started": _is_text,
-    "warmup_epochs": _is_count,
-    "epoch_seconds": lambda value: _are_figures(value) and all(seconds > 0 for seconds in value),
-    "curve": lambda value: isinstance(value, dict) and _are_figures(value.get("valid")),
-    "ledger": _is_ledger,
-    "error": _or_none(lambda value: isinstance(value, dict)),
-}
-
-
 def _checked(record: Record, source: Source) -> Record:
-    for field, check in _CHECKS.items():
-        if not check(record.get(field)):
-            raise OutputError(f"the record in {source} has no usable {field!r}: remove that line or measure it again.")
+    field = unusable_field(record)
+    if field is not None:
+        raise OutputError(f"the record in {source} has no usable {field!r}: remove that line or measure it again.")
     if record["status"] == "ok" and record.get("metrics") is None:
         raise OutputError(f"the record in {source} is of a finished run without a score: remove that line.")
     # A field that may be null may be absent.
-    return dict.fromkeys(_CHECKS) | record
+    return dict.fromkeys(FIELDS) | record

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actbench.errors import ActbenchError, UsageError
+from actbench.runs.untrusted import read_limited
 from actbench.scheme import Scheme
 
 
@@ -52,10 +53,11 @@ def read_settings(path: Path) -> Settings:
     Raises `UsageError` if it cannot be read or has a key or a value that is none.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(read_limited(path).decode())
     except OSError as error:
         raise UsageError(f"--config {path} cannot be read ({error.strerror}): name a TOML file.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # A number of thousands of digits is a ValueError, thousands of brackets are a RecursionError.
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path} is no TOML ({error}): mend it there.") from error
     _require_known(content, ["check"], path, "the file")
     table = content.get("check", {})

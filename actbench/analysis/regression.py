@@ -29,12 +29,12 @@ from typing import Any, Final, Literal, NamedTuple
 from actbench.analysis.distinction import distinctions, settings_of
 from actbench.analysis.intervals import Interval, paired_difference
 from actbench.analysis.limits import Limits, Settings
-from actbench.analysis.untrusted import is_figure, printable
 from actbench.analysis.warnings import FEW_EPOCHS
 from actbench.errors import UsageError
 from actbench.runs.grid import FINAL
 from actbench.runs.job import identity
 from actbench.runs.store import Record
+from actbench.runs.untrusted import is_figure, printable
 
 Outcome = Literal["pass", "regression", "improvement", "unclear", "missing", "new"]
 Figure = Literal[
@@ -337,9 +337,14 @@ def _machine_of(record: Record) -> dict[str, Any]:
 
 def _first_difference(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, Any, Any]:
     for name in [*before, *after]:
-        if before.get(name) != after.get(name):
+        # As texts, of which keys are made: 0 and 0.0 are two there.
+        if (name in before) != (name in after) or _text(before[name]) != _text(after[name]):
             return name, before.get(name), after.get(name)
     raise AssertionError("no difference")
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _missing_seeds(pair: _Pair) -> list[Finding]:
@@ -706,7 +711,7 @@ def _paired(pair: _Pair, figure: Callable[[Record], float | None]) -> tuple[dict
 
 def _epoch_time(record: Record) -> float | None:
     """Seconds, the lower quartile of all epochs after warm-up; None if those are too few for a measurement."""
-    seconds = [each for each in record.get("epoch_seconds") or [] if _positive(each) is not None]
+    seconds = [each for each in _epoch_seconds(record) if _positive(each) is not None]
     timed = sorted(seconds[_warmup(record) :])
     if len(timed) < FEW_EPOCHS:
         return None
@@ -714,6 +719,11 @@ def _epoch_time(record: Record) -> float | None:
     low = math.floor(place)
     high = min(low + 1, len(timed) - 1)
     return float(timed[low] + (place - low) * (timed[high] - timed[low]))
+
+
+def _epoch_seconds(record: Record) -> list[Any]:
+    seconds = record.get("epoch_seconds")
+    return seconds if isinstance(seconds, list) else []
 
 
 def _warmup(record: Record) -> int:
@@ -724,7 +734,7 @@ def _warmup(record: Record) -> int:
 def _rest_time(record: Record) -> float | None:
     """Seconds that a run spent on everything but its epochs; None if that is not known."""
     wall = _positive(record.get("wall_seconds"))
-    seconds = [_positive(each) for each in record.get("epoch_seconds") or []]
+    seconds = [_positive(each) for each in _epoch_seconds(record)]
     if wall is None or not all(seconds):
         return None
     return _positive(wall - sum(each for each in seconds if each is not None))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,12 +14,12 @@ import torch
 from actbench.analysis.distribution import CallFound, study_calls
 from actbench.analysis.fixed_weights import FixedWeights
 from actbench.analysis.gradient_noise import GradientNoise, measure_gradient_noise
-from actbench.analysis.untrusted import is_figure, printable
 from actbench.errors import OutputError, UsageError
 from actbench.graphs import load
 from actbench.meters import describe_environment
 from actbench.runs import Job
 from actbench.runs.job import description
+from actbench.runs.untrusted import is_figure, parse_json, printable, read_limited
 from actbench.scheme import BITS, LEVELS, Scheme
 from actbench.training import recipe_for
 
@@ -145,25 +143,14 @@ def is_study(path: Path) -> bool:
 def read_study(path: Path) -> Study:
     """The study in `path`; raises `OutputError`, one sentence, if it is damaged."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse, parse_float=_finite)
-    except (OSError, ValueError, RecursionError) as error:
+        document = parse_json(read_limited(path))
+    except (OSError, ValueError) as error:
         raise OutputError(f"{path} is no whole analysis: make it again with `actbench analyze`.") from error
     document = printable(document)
     problem = _problem(document)
     if problem:
         raise OutputError(f"{path} has no usable {problem!r}: make it again with `actbench analyze`.")
     return Study(document, printable(str(path)))
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is no float")
-    return value
 
 
 def match_studies(studies: Iterable[Study], keys: Iterable[str]) -> dict[str, list[Study]]:

@@ -10,7 +10,7 @@ import typer
 
 from actbench.analysis import choose_final
 from actbench.cli.options import expand_home
-from actbench.cli.output import write_whole
+from actbench.cli.output import tell, write_whole
 from actbench.errors import OutputError, UsageError
 from actbench.runs import Record, RecordFile
 
@@ -37,10 +37,9 @@ def baseline(
         raise UsageError("A record holds NaN or an infinity, which JSON does not know: measure again.") from error
     write_whole(output, "".join(lines))
     schemes = {record["scheme"]["name"] for record in chosen}
-    typer.echo(
+    tell(
         f"actbench: {output} holds {_count(len(chosen), 'run')} of {_count(len(schemes), 'scheme')}; "
-        f"{len(found) - len(chosen)} of {_count(len(found), 'record')} were superseded or did not end.",
-        err=True,
+        f"{len(found) - len(chosen)} of {_count(len(found), 'record')} were superseded or did not end."
     )
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from actbench.analysis import Settings, Verdict, check_records, read_settings
 from actbench.cli.baseline import read_existing
 from actbench.cli.options import expand_given, expand_home
-from actbench.cli.output import write_whole
+from actbench.cli.output import tell, write_whole
 from actbench.errors import OutputError
 from actbench.report import github_annotations, junit_xml, open_stdout, step_summary, verdict_table
 from actbench.runs import RecordFile
@@ -96,4 +96,4 @@ def _append_summary(verdict: Verdict) -> None:
             file.write(step_summary(verdict))
     except OSError as error:
         # The verdict decides on the exit code, wherever it could be told.
-        typer.echo(f"actbench: GITHUB_STEP_SUMMARY {path} cannot be written ({error.strerror}): unset it.", err=True)
+        tell(f"actbench: GITHUB_STEP_SUMMARY {path} cannot be written ({error.strerror}): unset it.")

@@ -17,11 +17,13 @@ from actbench.cli.datasets import datasets, pull
 from actbench.cli.estimate import estimate
 from actbench.cli.kernels import kernels
 from actbench.cli.options import INTERRUPTED, PIPE_CLOSED
+from actbench.cli.output import tell
 from actbench.cli.report import report
 from actbench.cli.reproduce import reproduce
 from actbench.cli.run import run
 from actbench.cli.tune import tune
 from actbench.errors import ActbenchError, OutputError
+from actbench.runs.untrusted import printable
 
 app = typer.Typer(
     name="actbench",
@@ -74,7 +76,7 @@ def main() -> None:
         if error.errno not in _FULL or error.filename is not None:
             raise
         _abandon_stdout()
-        typer.echo(f"actbench: stdout cannot be written ({error.strerror}): make room or send it elsewhere.", err=True)
+        tell(f"actbench: stdout cannot be written ({error.strerror}): make room or send it elsewhere.")
         code = OutputError.exit_code
     sys.exit(code)
 
@@ -86,8 +88,9 @@ def _run() -> int:
     try:
         return app(standalone_mode=False) or 0
     except (ActbenchError, typer.TyperException) as error:
-        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        typer.echo(message if message.startswith("Usage") else f"actbench: {message}", err=True)
+        # A name with a line break in it does not make two sentences.
+        message = error.format_message() if isinstance(error, typer.TyperException) else printable(str(error))
+        tell(message if message.startswith("Usage") else f"actbench: {message}")
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED

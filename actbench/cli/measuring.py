@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from actbench.cli.options import INTERRUPTED
+from actbench.cli.output import tell
 from actbench.report import ProgressListener
 from actbench.runs import Job, Record, RecordFile, describe_device, run_grid
 
@@ -32,10 +33,9 @@ def measure_grid(
 def end(records: Sequence[Record], jobs: Sequence[Job], interrupted: bool, output: Path, fresh: bool) -> None:
     """Exit as the grid did: 130 after an interrupt, with a sentence that says how to go on; 1 if a run failed."""
     if interrupted:
-        typer.echo(
+        tell(
             f"actbench: interrupted; {len(records)} of {len(jobs)} results are in {output}, and the same command "
-            f"{'without --fresh ' if fresh else ''}goes on from there.",
-            err=True,
+            f"{'without --fresh ' if fresh else ''}goes on from there."
         )
         raise typer.Exit(INTERRUPTED)
     if any(record["status"] in ("error", "killed") for record in records):

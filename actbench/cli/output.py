@@ -1,4 +1,4 @@
-"""Files that verbs write: whole or not at all."""
+"""What verbs write: sentences on stderr, and files, whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import os
 import tempfile
 from pathlib import Path
 
+import typer
+
 from actbench.errors import OutputError
+from actbench.runs.untrusted import printable
+
+
+def tell(sentence: str) -> None:
+    """Write a sentence to stderr; what a name in it would have a terminal do is replaced."""
+    typer.echo(printable(sentence, keep="\n"), err=True)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -6,6 +6,7 @@ values of our own. None of them calls anything that a file names.
 
 import io
 import pickletools
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -154,8 +155,9 @@ def unpack(content: bytes) -> Any:
         ArrayError: the pickle asks for anything else.
     """
     machine = _Machine()
-    for instruction, argument, _ in pickletools.genops(io.BytesIO(content)):
-        machine.step(instruction.name, argument)
+    with warnings.catch_warnings(action="ignore"):
+        for instruction, argument, _ in pickletools.genops(io.BytesIO(content)):
+            machine.step(instruction.name, argument)
     if len(machine.stack) != 1:
         raise ArrayError("a pickle leaves more than one value")
     return machine.stack[0]

@@ -21,9 +21,9 @@ class ProgressListener:
         self._number = 0
         self._begun = 0.0
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=8),
-            TextColumn("{task.completed}/{task.total} {task.fields[figures]}"),
+            TextColumn("{task.completed}/{task.total} {task.fields[figures]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,

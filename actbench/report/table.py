@@ -30,7 +30,8 @@ def ledger_table(record: dict[str, Any]) -> RenderableType:
     for entry in record["ledger"]:
         call = (entry["operation"], str(entry["call"]))
         shape = " x ".join(f"{size:,}" for size in entry["shape"])
-        grid.add_row(*(("", "") if call == before else call), entry["dtype"], shape, f"{entry['saved_bytes']:,}")
+        cells = (*(("", "") if call == before else call), entry["dtype"], shape, f"{entry['saved_bytes']:,}")
+        grid.add_row(*map(Text, cells))
         before = call
     grid.add_section()
     for name, field in (
@@ -59,10 +60,10 @@ def _render(table: Table) -> RenderableType:
         "epochs/s",
         "of\nFP32",
     ):
-        grid.add_column(heading, justify="right", no_wrap=True)
+        grid.add_column(Text(heading), justify="right", no_wrap=True)
     grid.add_column("runs")
     for row in table.rows:
-        grid.add_row(*_cells(row), style=None if set(row.statuses) == {"ok"} else "yellow")
+        grid.add_row(*map(Text, _cells(row)), style=None if set(row.statuses) == {"ok"} else "yellow")
     return Group(Text(_title(table), style="bold"), grid, *(Text(note, style="dim") for note in _notes(table)))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from actbench.runs.execute import execute
 from actbench.runs.job import Job, description, identity
 from actbench.runs.store import Record, RecordFile
+from actbench.runs.untrusted import unusable_field
 
 FINAL = ("ok", "oom")
 """Statuses that stand: what was killed or failed is measured again when the same command is given again."""
@@ -63,7 +64,7 @@ def _measure(
     with file.claim(wanted, wait) as ours:
         if not ours:
             return None
-        known = [] if fresh else [r for r in file.read() if r["status"] in FINAL and identity(r) == wanted]
+        known = [] if fresh else [r for r in file.read() if _stands(r) and identity(r) == wanted]
         if known:
             listener.skipped(job, known[-1])
             return known[-1]
@@ -72,3 +73,9 @@ def _measure(
         file.append(record)
         listener.ended(job, record)
         return record
+
+
+def _stands(record: Record) -> bool:
+    """Whether a record needs no second measurement: it ended, and has all that a report reads."""
+    finished = record["status"] in FINAL and unusable_field(record) is None
+    return finished and (record["status"] != "ok" or record.get("metrics") is not None)

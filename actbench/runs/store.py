@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from actbench.errors import OutputError
 from actbench.runs.locks import EVERY_BYTE, lock, open_locked
+from actbench.runs.untrusted import parse_json, read_limited
 
 Record = dict[str, Any]
 SCHEMA_VERSION: Final = 1
@@ -21,6 +22,8 @@ _WRITING: Final = (2**62, 1)
 _ROOM_BYTES: Final = 4 * 2**20
 """A record of thousands of epochs has some hundred kilobytes."""
 _BEGINNING: Final = b'{"schema_version":%d,' % SCHEMA_VERSION
+_MOST_LINE_BYTES: Final = 2**24
+"""A thousand times what a record of hundreds of epochs has."""
 _REQUIRED: Final = (
     "schema_version",
     "status",
@@ -73,7 +76,7 @@ class RecordFile:
         Raises `OutputError` if any other line is not a record of this schema version.
         """
         try:
-            content = self.path.read_bytes()
+            content = read_limited(self.path)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -178,23 +181,21 @@ def _flush_folder(path: Path) -> None:
 
 def _is_cut_short(line: bytes) -> bool:
     """Whether `line` is the beginning of a record and not all of one: what an interrupted write leaves."""
-    begins = line.startswith(_BEGINNING) or (line != b"" and _BEGINNING.startswith(line))
+    if not (line.startswith(_BEGINNING) or (line != b"" and _BEGINNING.startswith(line))):
+        return False
     try:
         json.loads(line)
     except (ValueError, RecursionError):
-        return begins
+        return True
     return False
 
 
-def _refuse(constant: str) -> None:
-    """NaN and infinities are no JSON, though Python's parser takes them."""
-    raise ValueError(f"{constant} is no JSON")
-
-
 def _parse(line: bytes) -> Record | None:
+    if len(line) > _MOST_LINE_BYTES:
+        return None
     try:
-        record = json.loads(line, parse_constant=_refuse)
-    except (ValueError, RecursionError):
+        record = parse_json(line)
+    except ValueError:
         return None
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA_VERSION:
         return None

@@ -501,6 +501,8 @@ def test_every_limit_can_be_set_and_some_for_a_scheme_alone(tmp_path: Path) -> N
         ("[check.scheme.exat]\ntime = 0.1", "exat"),
         ("[check.scheme.exact]\nsignificance = 0.1", "may not hold 'significance'"),
         ("[check", "is no TOML"),
+        ("[check]\ntime = " + "9" * 5000, "is no TOML"),
+        ("a = " + "[" * 10**5, "is no TOML"),
     ],
 )
 def test_wrong_settings_are_named(tmp_path: Path, text: str, says: str) -> None:

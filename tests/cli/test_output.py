@@ -6,6 +6,7 @@ import pytest
 
 from actbench.cli.output import write_whole
 from actbench.errors import OutputError
+from tests.cli.test_cli import actbench_here
 
 
 def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(
@@ -28,3 +29,33 @@ def test_a_device_is_written_to_and_not_replaced() -> None:
     null = Path("/dev/null")
     write_whole(null, "text")
     assert null.is_char_device()
+
+
+@pytest.mark.parametrize("name", ["\x1b]0;owned\x07.jsonl", "a\x9b31mb", "two\nlines", "right\u202eleft", "\udcff"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "NAME"),
+        ("check", "NAME", "--baseline", "NAME"),
+        ("baseline", "NAME", "--output", "NAME"),
+        ("run", "--dataset", "NAME"),
+        ("run", "--dataset", "NAME.npz"),
+        ("run", "--scheme", "NAME"),
+        ("pull", "NAME"),
+        ("estimate", "--dataset", "NAME"),
+    ],
+)
+def test_a_name_gives_a_terminal_no_orders(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    name: str,
+    arguments: tuple[str, ...],
+) -> None:
+    given = [argument.replace("NAME", name) for argument in arguments]
+    done = actbench_here(monkeypatch, capfd, tmp_path, *given)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("actbench: ")
+    assert done.stderr.count("\n") == 1
+    assert done.stderr[:-1].isprintable()

@@ -356,6 +356,29 @@ def test_a_grid_goes_on_after_failures_and_measures_only_what_is_not_final(
     assert len(file.read()) == 10
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"metrics": None},
+        {"metrics": {"test": "1", "name": "accuracy"}},
+        {"epoch_seconds": 3},
+        {"ledger": [{"operation": "[/x]"}]},
+        {"environment": {}},
+        {"scheme": {}},
+        {"recipe": {"layers": {}}},
+    ],
+)
+def test_a_record_that_no_report_could_read_is_no_result(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: dict[str, Any]
+) -> None:
+    file = RecordFile(tmp_path / "runs.jsonl")
+    run_all(monkeypatch, file, {"exact": "ok"})
+    (record,) = file.read()
+    file.path.unlink()
+    file.append(record | damage)
+    assert run_all(monkeypatch, file, {"exact": "ok"})[-1] == "ended exact"
+
+
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

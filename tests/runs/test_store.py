@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,28 @@ def test_a_line_that_is_no_record_is_named(file: RecordFile, line: str) -> None:
     with file.path.open("a") as stream:
         stream.write(line + "\n")
     with pytest.raises(OutputError, match=r"line 2 of .*runs.jsonl is not a record"):
+        file.read()
+
+
+def test_a_line_of_any_length_is_not_parsed(file: RecordFile) -> None:
+    file.append(example_record())
+    line = file.path.read_bytes().rstrip()
+    with file.path.open("ab") as stream:
+        stream.write(line[:-1] + b',"more":[' + b"[]," * 2**23 + b"0]}\n")
+    tracemalloc.start()
+    try:
+        with pytest.raises(OutputError, match=r"line 2 of .* is not a record"):
+            file.read()
+        # The file itself, and its lines.
+        assert tracemalloc.get_traced_memory()[1] < 3 * file.path.stat().st_size
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_file_of_any_size_is_one_sentence(file: RecordFile) -> None:
+    with file.path.open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(OutputError, match=r"runs.jsonl cannot be read: File too large; name another file"):
         file.read()
 
 
