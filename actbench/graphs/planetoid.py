@@ -76,6 +76,8 @@ def read_planetoid(files: Iterable[Path], entry: Entry) -> dict[str, Tensor]:
     """
     contents = {file.name.split(".", maxsplit=2)[2]: file.read_bytes() for file in files}
     index = [int(line) for line in contents.pop("test.index").decode("ascii").split()]
+    if not index or not 0 <= min(index) <= max(index) < entry.nodes:
+        raise ArrayError(f"its test nodes are not among the {entry.nodes} published")
     graph = contents.pop("graph")
     parts: dict[str, Any] = {part: _dense(unpack(content), entry) for part, content in contents.items()}
     parts |= {"graph": _edges(unpack(graph), len(graph)), "test.index": np.array(index, dtype=np.int64)}
@@ -87,8 +89,7 @@ def _assemble(parts: dict[str, Any], entry: Entry) -> dict[str, Tensor]:
     shapes = [parts[part].shape for part in ("x", "tx", "allx", "y", "ty", "ally")]
     rows = [len(parts["y"]), len(test), known]
     wanted = [(n, entry.features) for n in rows] + [(n, classes) for n in rows]
-    first = int(test.min()) if len(test) else -1
-    if shapes != wanted or first != known or test.max() >= entry.nodes:
+    if shapes != wanted or test.min() != known:
         raise ArrayError(f"its parts of {shapes} and {len(test)} test nodes do not fit together")
     if classes != entry.classes or not 0 < len(parts["y"]) <= known - _VALID or test.max() + 1 != entry.nodes:
         raise ArrayError(f"nodes {test.max() + 1} and classes {classes} are not the published ones")

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ from rich.console import Console
 from rich.text import Text
 
 from actbench.analysis import Settings, check_records, choose_final, compare, read_located, summarise
+from actbench.analysis.comparison import Located, Source
+from actbench.analysis.study import read_study
 from actbench.errors import ActbenchError
 from actbench.report import formats, github_annotations, junit_xml, step_summary, verdict_table
 from actbench.report.table import ledger_table, render_tables
 from actbench.report.terminal import _PrintableConsole
 from actbench.runs import Record, RecordFile
+from tests.analysis.studies import study
 from tests.report.records import CARD, measured
+from tests.runs.example import example_record
 
 Path_ = tuple[str | int, ...]
 MARK = "\"'><img src=x onerror=alert({0})></script><!--{{{{7*7}}}}&#{0};]]>"
@@ -244,6 +249,39 @@ def test_every_wrong_value_in_every_field_is_shown_or_refused(everywhere: bool, 
             try_all(records, tmp_path)
         except Exception as error:
             raise AssertionError(f"{path} = {value!r:.50}") from error
+
+
+def study_cases() -> list[tuple[Path_, Any]]:
+    return [(path, value) for path, _ in walk(study().document) for value in BAD]
+
+
+@pytest.mark.slow
+@settings(max_examples=300)
+@given(st.deferred(lambda: st.sampled_from(study_cases())))
+def test_a_wrong_value_in_an_analysis_is_shown_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, case: tuple[Path_, Any]
+) -> None:
+    path, value = case
+    try_study(put(study().document, path, value), tmp_path_factory.mktemp("any") / "analysis.json")
+
+
+def test_a_whole_analysis_is_shown(tmp_path: Path) -> None:
+    assert try_study(study().document, tmp_path / "analysis.json")
+
+
+def try_study(document: dict[str, Any], path: Path) -> bool:
+    """Whether an analysis is shown beside the records of its network, not refused in a sentence."""
+    path.write_text(json.dumps(document))
+    records = [Located(example_record(name), Source("runs.jsonl", 1)) for name in ("fp32", "exact")]
+    records = [replace(each, record=each.record | {"recipe": study().document["recipe"]}) for each in records]
+    try:
+        comparisons = compare(records, studies=[read_study(path)])
+        for render in RENDERERS:
+            render(comparisons)
+    except ActbenchError as error:
+        assert str(error).endswith(".")  # noqa: PT017
+        return False
+    return True
 
 
 def test_a_terminal_gets_no_orders_from_a_name() -> None:
