@@ -18,9 +18,9 @@ from actbench.report.phrases import Language, word
 if not COMPLETING:
     from rich.console import Console
 
-    from actbench.analysis import Comparison, compare, read_located, resolve_reference
+    from actbench.analysis import Comparison, compare, read_located, resolve_reference, summarise
     from actbench.analysis.study import is_study, read_study
-    from actbench.report import formats, open_stderr, open_stdout
+    from actbench.report import draw_tables, formats, open_stderr, open_stdout
     from actbench.runs import RecordFile
 
 Format = Literal["table", "markdown", "html", "latex", "csv", "json", "svg"]
@@ -34,8 +34,8 @@ def report(
     format: Annotated[
         Format,
         typer.Option(
-            help="html and markdown begin with a page for a decision; html is one file with charts, svg the table as a "
-            "picture."
+            help="html and markdown begin with a page for a decision; html is one file with charts, svg a picture of "
+            "the table of `actbench run`, in English."
         ),
     ] = "table",
     lang: Annotated[Language, typer.Option(help="The language of headings, sentences and charts.")] = "en",
@@ -95,7 +95,8 @@ def _rendered(comparisons: list[Comparison], format: Format, language: Language)
     if format == "json":
         return formats.report_json(comparisons, language)
     if format == "svg":
-        return formats.report_svg(comparisons, language)
+        rows = [row for comparison in comparisons for row in comparison.rows]
+        return draw_tables(summarise([each.record for row in rows for each in row.located]))
     if format == "markdown":
         return formats.report_markdown(comparisons, language)
     return formats.report_html(comparisons, language)

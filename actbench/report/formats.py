@@ -49,7 +49,6 @@ from actbench.report.study import markdown_sheet, study_sheets, study_subject, s
 
 _LEAST_SCHEME_COLUMNS: Final = 12
 _HEADING_COLUMNS: Final = 12
-_PICTURE_COLUMNS: Final = 104
 # A word with the space after it, or a wide character; a closing mark stays with what is before it.
 _PIECES: Final = re.compile(r"[\u3000-\uffef][）］、：]*\s*|[^\s\u3000-\uffef]+\s*")
 
@@ -310,15 +309,6 @@ def _folded(heading: str, width: int) -> str:
             lines.append("")
         lines[-1] += piece
     return "\n".join(line.rstrip() for line in lines)
-
-
-def report_svg(comparisons: Sequence[Comparison], language: Language) -> str:
-    """The same as a picture of a terminal: one SVG with a background of its own, which fetches nothing."""
-    console = Console(file=io.StringIO(), width=_PICTURE_COLUMNS, record=True, color_system="truecolor")
-    console.print(report_table(comparisons, language))
-    picture = console.export_svg(title="actbench report", unique_id="actbench")
-    # Two fonts that a browser would fetch and can do without: every text is told its length.
-    return re.sub(r"@font-face \{.*?\}\s*", "", picture, count=2, flags=re.DOTALL)
 
 
 # Markdown.

@@ -8,7 +8,6 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 from rich.cells import cell_len
@@ -185,21 +184,6 @@ def test_json_leads_from_every_row_to_its_records() -> None:
     assert [warning["kind"] for warning in comparison["warnings"]] == ["overlap"]
     assert content["page"][0]["key"] == "summary"
     assert content["page"][0]["heading"] == "結論"
-
-
-@pytest.mark.parametrize("language", LANGUAGES)
-def test_the_picture_is_one_svg_that_fetches_nothing(language: Language) -> None:
-    for comparisons in (compared(measured()), hostile()):
-        picture = formats.report_svg(comparisons, language)
-        root = ElementTree.fromstring(picture)
-        shown = "".join(root.itertext()).replace("\xa0", " ")
-        # A long name is folded.
-        assert all(row.label in shown for row in comparisons[0].rows if len(row.label) < 12)
-        assert {each.tag.rpartition("}")[2] for each in root.iter()} <= {
-            "svg", "style", "defs", "clipPath", "rect", "text", "g", "circle",
-        }  # fmt: skip
-        assert "url(" not in picture.replace("url(#actbench-", "")
-        assert picture == formats.report_svg(comparisons, language)
 
 
 def hostile() -> list[Comparison]:
