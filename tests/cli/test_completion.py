@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from actbench.graphs import catalogue
+from actbench.models import Model
 from actbench.scheme import NAMES
 from tests.cli.test_cli import ACTBENCH, actbench_here
 
@@ -44,7 +46,7 @@ def offered(*words: str, shell: str = "bash", **environment: str) -> list[str]:
         (["estimate", "--dataset", "synthetic", ":"], ["arxiv", "flickr", "products"]),
         (["pull", ""], REAL),
         (["analyze", "--scheme", "blockwise"], ["blockwise", "blockwise-vm"]),
-        (["run", "--model", ""], ["sage", "gcn", "gcnii", "gat"]),
+        (["run", "--model", ""], list(get_args(Model))),
         (["doc"], ["doctor"]),
         (["tune", "--max"], ["--max-noise"]),
     ],
