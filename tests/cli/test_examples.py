@@ -82,13 +82,14 @@ def test_an_example_runs(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("example", [example for name in PROCESSES for example in EXAMPLES[name]])
-def test_an_example_that_trains_runs_in_a_shell(folder: Path, data_dir: Path, example: str) -> None:
+def test_an_example_that_trains_runs_in_a_shell(request: pytest.FixtureRequest, folder: Path, example: str) -> None:
     cases = "\n".join(f'    {verb}) set -- "$@" {options} ;;' for verb, options in SMALL.items())
     command = folder / "bin" / "actbench"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\ncase "$1" in\n{cases}\nesac\nexec {shlex.quote(sys.executable)} -m actbench "$@"\n')
     command.chmod(0o755)
     (folder / "actbench.jsonl").unlink()
+    data_dir = request.getfixturevalue("data_dir") if "cora" in example else folder
     environment = {"ACTBENCH_DATA": str(data_dir), "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
         ["bash", "-c", example], cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False
