@@ -2,9 +2,12 @@
 
 from importlib.metadata import version
 
-from actbench.compress import compress, run_layer
+from actbench.completing import COMPLETING
 from actbench.errors import ActbenchError
 from actbench.scheme import Scheme
+
+if not COMPLETING:
+    from actbench.compress import compress, run_layer
 
 __all__ = ["ActbenchError", "Scheme", "__version__", "compress", "run_layer"]
 __version__ = version("actbench")

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 import torch
 
+from actbench.analysis.bounds import LARGEST_HIDDEN, LARGEST_NODES
 from actbench.compress import predict_saved_bytes
 from actbench.compress.prediction import FLOAT_BYTES
 from actbench.compress.saved import GENERATOR_BYTES, Kept, Noise, keeps_seed
@@ -35,11 +36,6 @@ CUBLAS_BYTES: Final = 8_519_680
 """cuBLAS's workspace for one thread and stream, 2 x 4096 KiB and 8 x 16 KiB (aten/src/ATen/cuda/CublasHandlePool)."""
 CUBLAS_BYTES_HOPPER: Final = 32 * 2**20
 """The same on GPUs of compute capability 9.0."""
-LARGEST_HIDDEN: Final = 2**24
-LARGEST_NODES: Final = 2**40
-"""How far the searches go, and the most that `estimate` takes of a width and of nodes."""
-LARGEST_EDGES: Final = 2**48
-LARGEST_LAYERS: Final = 256
 
 _GRAPH_KEYS: Final = ("name", "nodes", "edges", "features", "classes", "task", "split_sizes", "synthetic")
 _LEFT_OUT: Final[dict[Device, str]] = {

@@ -16,11 +16,11 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
+from actbench.analysis.bounds import LEAST_DRAWS
 from actbench.analysis.fixed_weights import FixedWeights
 from actbench.analysis.substitution import Substituted, unrounded
 from actbench.compress.saved import Kept
@@ -29,8 +29,6 @@ from actbench.scheme import Scheme
 
 Squares = tuple[float, float, float]
 """‖ĝ - g‖², ‖g_P - g‖² and ‖ĝ - g_P‖² of one draw."""
-LEAST_DRAWS: Final = 3
-"""Fewer leave no standard error of the bias."""
 
 
 @dataclass(frozen=True)

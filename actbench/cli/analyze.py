@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 
-from actbench.analysis.gradient_noise import LEAST_DRAWS
-from actbench.analysis.study import Study, is_study, run_study
-from actbench.cli.datasets import make_present
+from actbench.analysis.bounds import LEAST_DRAWS
+from actbench.cli.completion import offer_datasets, offer_schemes
 from actbench.cli.options import (
     DEFAULT_DATA_DIR,
     BatchNorm,
@@ -28,15 +27,20 @@ from actbench.cli.options import (
     expand_given,
 )
 from actbench.cli.output import write_whole
-from actbench.compress import require_calls
+from actbench.completing import COMPLETING
 from actbench.errors import ActbenchError, OutputError
-from actbench.models import operations
-from actbench.report import open_stderr, open_stdout
 from actbench.report.phrases import Language, word
-from actbench.report.study import study_table
-from actbench.runs import Job, RecordFile, digest_of, is_out_of_memory, require_device, resolve_device
 from actbench.scheme import Scheme
-from actbench.training import recipe_for
+
+if not COMPLETING:
+    from actbench.analysis.study import Study, is_study, run_study
+    from actbench.cli.datasets import make_present
+    from actbench.compress import require_calls
+    from actbench.models import operations
+    from actbench.report import open_stderr, open_stdout
+    from actbench.report.study import study_table
+    from actbench.runs import Job, RecordFile, digest_of, is_out_of_memory, require_device, resolve_device
+    from actbench.training import recipe_for
 
 DEFAULT_SCHEMES = ("exact", "blockwise", "blockwise-vm", "blockwise-vm:projection=1", "derived")
 DEFAULT_EPOCHS = 15
@@ -44,13 +48,17 @@ DEFAULT_DRAWS = 8
 
 
 def analyze(
-    dataset: Annotated[str, typer.Option(help="A name from `actbench datasets` or a .npz file.")],
+    dataset: Annotated[
+        str, typer.Option(autocompletion=offer_datasets, help="A name from `actbench datasets` or a .npz file.")
+    ],
     model: ModelName = "sage",
     sampler: SamplerName = "full",
     scheme: Annotated[
         list[str] | None,
         typer.Option(
-            help="A scheme as `actbench run` takes it, again for each more.", show_default=", ".join(DEFAULT_SCHEMES)
+            autocompletion=offer_schemes,
+            help="A scheme as `actbench run` takes it, again for each more.",
+            show_default=", ".join(DEFAULT_SCHEMES),
         ),
     ] = None,
     epochs: Annotated[

@@ -8,11 +8,14 @@ from typing import Annotated
 
 import typer
 
-from actbench.analysis import choose_final
 from actbench.cli.options import expand_home
 from actbench.cli.output import tell, write_whole
+from actbench.completing import COMPLETING
 from actbench.errors import OutputError, UsageError
-from actbench.runs import Record, RecordFile
+
+if not COMPLETING:
+    from actbench.analysis import choose_final
+    from actbench.runs import Record, RecordFile
 
 
 def baseline(

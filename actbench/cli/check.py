@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from actbench.analysis import Settings, Verdict, check_records, read_settings
-from actbench.cli.baseline import read_existing
 from actbench.cli.options import expand_given, expand_home
 from actbench.cli.output import tell, write_whole
+from actbench.completing import COMPLETING
 from actbench.errors import OutputError
-from actbench.report import github_annotations, junit_xml, open_stdout, step_summary, verdict_table
-from actbench.runs import RecordFile
+
+if not COMPLETING:
+    from rich.console import Console
+
+    from actbench.analysis import Settings, Verdict, check_records, read_settings
+    from actbench.cli.baseline import read_existing
+    from actbench.report import github_annotations, junit_xml, open_stdout, step_summary, verdict_table
+    from actbench.runs import RecordFile
 
 _COLUMNS = 100
 

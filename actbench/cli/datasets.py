@@ -8,21 +8,26 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
-from actbench import graphs
+from actbench.cli.completion import offer_downloads
 from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, Format
+from actbench.completing import COMPLETING
 from actbench.errors import UsageError
-from actbench.report import datasets_table, open_stderr, open_stdout
-from actbench.training import Recipe
+
+if not COMPLETING:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    from actbench import graphs
+    from actbench.report import datasets_table, open_stderr, open_stdout
+    from actbench.training import Recipe
 
 
 def datasets(format: Format = "table", data_dir: DataDir = DEFAULT_DATA_DIR) -> None:
@@ -38,7 +43,7 @@ def datasets(format: Format = "table", data_dir: DataDir = DEFAULT_DATA_DIR) -> 
 
 
 def pull(
-    name: Annotated[str, typer.Argument(help="A name from `actbench datasets`.")],
+    name: Annotated[str, typer.Argument(autocompletion=offer_downloads, help="A name from `actbench datasets`.")],
     data_dir: DataDir = DEFAULT_DATA_DIR,
 ) -> None:
     """Download a data set; never asks, and leaves nothing half-done.

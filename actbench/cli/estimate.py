@@ -7,23 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
-from actbench.analysis.estimate import (
-    LARGEST_EDGES,
-    LARGEST_HIDDEN,
-    LARGEST_LAYERS,
-    LARGEST_NODES,
-    Workload,
-    forecast,
-)
+from actbench.analysis.bounds import LARGEST_EDGES, LARGEST_HIDDEN, LARGEST_LAYERS, LARGEST_NODES
+from actbench.cli.completion import offer_datasets, offer_schemes
 from actbench.cli.options import DEFAULT_SCHEMES, BatchNorm, Dropout, Format, ModelName, of_recipe
 from actbench.cli.sizes import read_size
-from actbench.compress import require_calls
+from actbench.completing import COMPLETING
 from actbench.errors import UsageError
-from actbench.graphs import Entry, sizes_of
-from actbench.models import operations
-from actbench.report import estimate_table, open_stdout
 from actbench.scheme import Scheme
-from actbench.training import recipe_for
+
+if not COMPLETING:
+    from actbench.analysis.estimate import Workload, forecast
+    from actbench.compress import require_calls
+    from actbench.graphs import Entry, sizes_of
+    from actbench.models import operations
+    from actbench.report import estimate_table, open_stdout
+    from actbench.training import recipe_for
 
 DEFAULT_CLASSES = 10
 _GIVEN = "given sizes"
@@ -45,7 +43,10 @@ def estimate(
     ] = False,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Instead of these: a name from `actbench datasets`, which is not loaded, or a .npz file."),
+        typer.Option(
+            autocompletion=offer_datasets,
+            help="Instead of these: a name from `actbench datasets`, which is not loaded, or a .npz file.",
+        ),
     ] = None,
     model: ModelName = "sage",
     hidden: Annotated[int | None, of_recipe("Width of the layers.", min=1, max=LARGEST_HIDDEN)] = None,
@@ -55,7 +56,9 @@ def estimate(
     scheme: Annotated[
         list[str] | None,
         typer.Option(
-            help="What is kept for backward, again for each more; as in `run`.", show_default=", ".join(DEFAULT_SCHEMES)
+            autocompletion=offer_schemes,
+            help="What is kept for backward, again for each more; as in `run`.",
+            show_default=", ".join(DEFAULT_SCHEMES),
         ),
     ] = None,
     budget: Annotated[

@@ -7,15 +7,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import typer
 
 from actbench.cli.options import Format, Quiet, expand_given
 from actbench.cli.output import write_whole
+from actbench.completing import COMPLETING
 from actbench.errors import OutputError, UsageError
-from actbench.quant import nvrtc
-from actbench.report import kernels_table, open_stderr, open_stdout, registers_table
-from actbench.runs import RecordFile, Shape, benchmark_kernels, is_out_of_memory, resolve_device
+
+if not COMPLETING:
+    import torch
+
+    from actbench.quant import nvrtc
+    from actbench.report import kernels_table, open_stderr, open_stdout, registers_table
+    from actbench.runs import RecordFile, Shape, benchmark_kernels, is_out_of_memory, resolve_device
 
 _LARGEST = 2**33
 DEFAULT_SHAPES = ("169343x128", "89250x256")

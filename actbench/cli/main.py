@@ -13,7 +13,9 @@ import typer
 from actbench.cli.analyze import analyze
 from actbench.cli.baseline import baseline
 from actbench.cli.check import check
+from actbench.cli.completion import answer_shell
 from actbench.cli.datasets import datasets, pull
+from actbench.cli.doctor import doctor
 from actbench.cli.estimate import estimate
 from actbench.cli.kernels import kernels
 from actbench.cli.options import INTERRUPTED, PIPE_CLOSED
@@ -22,6 +24,7 @@ from actbench.cli.report import report
 from actbench.cli.reproduce import reproduce
 from actbench.cli.run import run
 from actbench.cli.tune import tune
+from actbench.completing import COMPLETING
 from actbench.errors import ActbenchError, OutputError
 from actbench.runs.untrusted import printable
 
@@ -36,6 +39,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(datasets)
 app.command()(pull)
+app.command()(doctor)
 app.command()(kernels)
 app.command()(estimate)
 app.command()(report)
@@ -64,7 +68,7 @@ def _root(
 def main() -> None:
     """Run the command line; a user's mistake is one sentence on stderr and its exit code."""
     try:
-        code = _run()
+        code = answer_shell(_run) if COMPLETING else _run()
         if sys.stdout is not None:
             sys.stdout.flush()
     except (SystemExit, BrokenPipeError):
@@ -86,7 +90,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 def _run() -> int:
     try:
-        return app(standalone_mode=False) or 0
+        return app(prog_name="actbench", standalone_mode=False) or 0
+    except SystemExit as ended:
+        # So typer ends when it has answered a shell; its code is part of the answer.
+        if COMPLETING or not ended.code:
+            return int(ended.code or 0)
+        raise
     except (ActbenchError, typer.TyperException) as error:
         # A name with a line break in it does not make two sentences.
         message = error.format_message() if isinstance(error, typer.TyperException) else printable(str(error))

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from actbench.analysis import Comparison, compare, read_located, resolve_reference
-from actbench.analysis.study import is_study, read_study
+from actbench.cli.completion import offer_schemes
 from actbench.cli.options import expand_given, expand_home
 from actbench.cli.output import write_whole
+from actbench.completing import COMPLETING
 from actbench.errors import OutputError, UsageError
-from actbench.report import formats, open_stderr, open_stdout
 from actbench.report.phrases import Language, word
-from actbench.runs import RecordFile
 
+if not COMPLETING:
+    from rich.console import Console
+
+    from actbench.analysis import Comparison, compare, read_located, resolve_reference, summarise
+    from actbench.analysis.study import is_study, read_study
+    from actbench.report import draw_tables, formats, open_stderr, open_stdout
+    from actbench.runs import RecordFile
+
+Format = Literal["table", "markdown", "html", "latex", "csv", "json", "svg"]
 _FILE_COLUMNS = 160
 
 
@@ -26,12 +32,18 @@ def report(
         list[Path], typer.Argument(help="Record files of `actbench run`, and files of `actbench analyze`.")
     ],
     format: Annotated[
-        formats.Format,
-        typer.Option(help="html and markdown begin with a page for a decision; html is one file with charts."),
+        Format,
+        typer.Option(
+            help="html and markdown begin with a page for a decision; html is one file with charts, svg a picture of "
+            "the table of `actbench run`, in English."
+        ),
     ] = "table",
     lang: Annotated[Language, typer.Option(help="The language of headings, sentences and charts.")] = "en",
     reference: Annotated[
-        str | None, typer.Option(help="The scheme that others are compared with.", show_default="fp32")
+        str | None,
+        typer.Option(
+            autocompletion=offer_schemes, help="The scheme that others are compared with.", show_default="fp32"
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option(callback=expand_given, help="Write the report here instead of stdout.")
@@ -71,7 +83,7 @@ def report(
     write_whole(output, text)
 
 
-def _rendered(comparisons: list[Comparison], format: formats.Format, language: Language) -> str:
+def _rendered(comparisons: list[Comparison], format: Format, language: Language) -> str:
     if format == "table":
         stream = io.StringIO()
         Console(file=stream, width=_FILE_COLUMNS).print(formats.report_table(comparisons, language))
@@ -82,6 +94,9 @@ def _rendered(comparisons: list[Comparison], format: formats.Format, language: L
         return formats.report_latex(comparisons, language)
     if format == "json":
         return formats.report_json(comparisons, language)
+    if format == "svg":
+        rows = [row for comparison in comparisons for row in comparison.rows]
+        return draw_tables(summarise([each.record for row in rows for each in row.located]))
     if format == "markdown":
         return formats.report_markdown(comparisons, language)
     return formats.report_html(comparisons, language)

@@ -8,19 +8,24 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from actbench import graphs
-from actbench.analysis import Comparison, compare, compare_claims, read_located
-from actbench.cli.datasets import make_present, require_parts
-from actbench.cli.measuring import end, measure_grid
+from actbench.cli.completion import offer_datasets
 from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, Device, Fresh, Quiet, expand_given
+from actbench.completing import COMPLETING
 from actbench.errors import DataError
-from actbench.report import claims_table, formats, open_stderr, open_stdout
 from actbench.report.phrases import Language
-from actbench.runs import EXPERIMENTS, Experiment, Job, RecordFile, digest_of, identity, plan, resolve_device
 from actbench.scheme import Scheme
-from actbench.training import recipe_for
+
+if not COMPLETING:
+    from rich.console import Console
+
+    from actbench import graphs
+    from actbench.analysis import Comparison, compare, compare_claims, read_located
+    from actbench.cli.datasets import make_present, require_parts
+    from actbench.cli.measuring import end, measure_grid
+    from actbench.report import claims_table, formats, open_stderr, open_stdout
+    from actbench.runs import EXPERIMENTS, Experiment, Job, RecordFile, digest_of, identity, plan, resolve_device
+    from actbench.training import recipe_for
 
 
 def reproduce(
@@ -28,7 +33,9 @@ def reproduce(
     dataset: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name from `actbench datasets` or a .npz file, again for each more.", show_default="ogbn-arxiv"
+            autocompletion=offer_datasets,
+            help="A name from `actbench datasets` or a .npz file, again for each more.",
+            show_default="ogbn-arxiv",
         ),
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Runs of every line.", show_default="the paper's 10")] = None,

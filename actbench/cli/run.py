@@ -8,9 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from actbench.analysis import summarise
-from actbench.cli.datasets import make_present, require_parts
-from actbench.cli.measuring import end, measure_grid
+from actbench.cli.completion import offer_datasets, offer_schemes
 from actbench.cli.options import (
     DEFAULT_DATA_DIR,
     DEFAULT_SCHEMES,
@@ -29,12 +27,18 @@ from actbench.cli.options import (
     expand_home,
     of_recipe,
 )
-from actbench.compress import require_calls
-from actbench.models import operations
-from actbench.report import ledger_table, open_stderr, open_stdout, render_tables
-from actbench.runs import Job, Record, RecordFile, digest_of, plan, require_device, resolve_device
+from actbench.completing import COMPLETING
 from actbench.scheme import Scheme
-from actbench.training import recipe_for
+
+if not COMPLETING:
+    from actbench.analysis import summarise
+    from actbench.cli.datasets import make_present, require_parts
+    from actbench.cli.measuring import end, measure_grid
+    from actbench.compress import require_calls
+    from actbench.models import operations
+    from actbench.report import ledger_table, open_stderr, open_stdout, render_tables
+    from actbench.runs import Job, Record, RecordFile, digest_of, plan, require_device, resolve_device
+    from actbench.training import recipe_for
 
 DEFAULT_DATASET = "synthetic:arxiv@0.05"
 DEFAULT_EPOCHS = 30
@@ -43,13 +47,18 @@ DEFAULT_EPOCHS = 30
 def run(
     dataset: Annotated[
         str | None,
-        typer.Option(help="A name from `actbench datasets` or a .npz file.", show_default=DEFAULT_DATASET),
+        typer.Option(
+            autocompletion=offer_datasets,
+            help="A name from `actbench datasets` or a .npz file.",
+            show_default=DEFAULT_DATASET,
+        ),
     ] = None,
     model: ModelName = "sage",
     sampler: SamplerName = "full",
     scheme: Annotated[
         list[str] | None,
         typer.Option(
+            autocompletion=offer_schemes,
             help="What is kept for backward, again for each more: fp32, exact, blockwise, blockwise-vm, derived, "
             "derived-lean, derived-fine, int8, int4, bf16, checkpoint, offload (GPU only), or one that quantizes with "
             "options, as blockwise:bits=4,block=256,projection=4,levels=uniform (block in elements, or in rows as 64r; "

@@ -6,14 +6,10 @@ import json
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
-import torch
 import typer
 
-from actbench.analysis.fixed_weights import FixedWeights
-from actbench.analysis.gradient_noise import LEAST_DRAWS
-from actbench.analysis.tuning import Tuning
-from actbench.analysis.tuning import tune as find_scheme
-from actbench.cli.datasets import make_present
+from actbench.analysis.bounds import LEAST_DRAWS
+from actbench.cli.completion import offer_datasets
 from actbench.cli.options import (
     DEFAULT_DATA_DIR,
     BatchNorm,
@@ -28,20 +24,31 @@ from actbench.cli.options import (
     require_finite,
 )
 from actbench.cli.sizes import read_size
+from actbench.completing import COMPLETING
 from actbench.errors import ActbenchError, UsageError
-from actbench.graphs import load
-from actbench.report import open_stderr
-from actbench.report.tuning import tuning_table
-from actbench.runs import is_out_of_memory, resolve_device
 from actbench.scheme import Scheme
-from actbench.training import recipe_for
+
+if not COMPLETING:
+    import torch
+
+    from actbench.analysis.fixed_weights import FixedWeights
+    from actbench.analysis.tuning import Tuning
+    from actbench.analysis.tuning import tune as find_scheme
+    from actbench.cli.datasets import make_present
+    from actbench.graphs import load
+    from actbench.report import open_stderr
+    from actbench.report.tuning import tuning_table
+    from actbench.runs import is_out_of_memory, resolve_device
+    from actbench.training import recipe_for
 
 DEFAULT_EPOCHS = 15
 BESIDE = ("exact", "blockwise-vm", "derived")
 
 
 def tune(
-    dataset: Annotated[str, typer.Option(help="A name from `actbench datasets` or a .npz file.")],
+    dataset: Annotated[
+        str, typer.Option(autocompletion=offer_datasets, help="A name from `actbench datasets` or a .npz file.")
+    ],
     model: ModelName = "sage",
     sampler: SamplerName = "full",
     budget: Annotated[

@@ -8,10 +8,11 @@ import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
+_CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 _PACKAGES = ("actbench", "torch", "torch_geometric", "ogb", "numpy", "numba", "cupy-cuda13x", "cupy-cuda12x")
 
 
@@ -25,7 +26,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "driver": _driver() if cuda else None,
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": _cores(),
         "threads": torch.get_num_threads(),
         "host_memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
@@ -33,6 +34,20 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "versions": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
     }
+
+
+def usable_cores() -> float:
+    """Cores that this process may use at once: those it is bound to, or fewer where a container has a quota."""
+    cores = float(_cores() or 1)
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else min(cores, int(quota) / int(period))
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _version(package: str) -> str | None:

@@ -13,6 +13,8 @@ import torch
 from actbench.meters.nvml import ProcessMemorySampler
 
 _STATUS: Final = Path("/proc/self/status")
+_HOST: Final = Path("/proc/meminfo")
+_CONTAINER: Final = Path("/sys/fs/cgroup")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 
@@ -92,9 +94,30 @@ class MemoryMeter:
         return _status_bytes("VmRSS")
 
 
-def _status_bytes(field: str) -> int | None:
+def free_memory() -> tuple[Reading, Reading]:
+    """Host memory that could be had now, and all that there is: of a container with a limit, of that limit."""
+    free, whole = (_kilobytes(_HOST, field) for field in ("MemAvailable", "MemTotal"))
+    if free is None or whole is None:
+        return (Reading(None, "the kernel tells no free memory"),) * 2
     try:
-        found = re.search(rf"^{field}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+        limit = int((_CONTAINER / "memory.max").read_text())
+        used = int((_CONTAINER / "memory.current").read_text())
+        found = re.search(r"^inactive_file (\d+)$", (_CONTAINER / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return Reading(free), Reading(whole)
+    # Pages of files that nobody has touched lately are let go before memory runs out.
+    left = limit - used + (int(found[1]) if found else 0)
+    return Reading(min(free, left)), Reading(min(whole, limit))
+
+
+def _status_bytes(field: str) -> int | None:
+    return _kilobytes(_STATUS, field)
+
+
+def _kilobytes(file: Path, field: str) -> int | None:
+    """The bytes of a line `field: 12 kB`."""
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB$", file.read_text(), re.MULTILINE)
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None

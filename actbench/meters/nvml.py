@@ -72,6 +72,29 @@ class ProcessMemorySampler:
         self.peak_bytes = max(self.peak_bytes or 0, used_bytes)
 
 
+def find_gpus() -> tuple[list[str], str | None]:
+    """Names of the GPUs that NVML sees, whatever torch sees; with the reason where NVML cannot be used."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return [], f"NVML cannot be used: {error}"
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [str(pynvml.nvmlDeviceGetName(handle)) for handle in handles], None
+    except pynvml.NVMLError as error:
+        return [], f"NVML stopped answering: {error}"
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def watch_process(device: torch.device) -> str | None:
+    """Why NVML gives no memory of this process, which holds some on `device`; None if it does."""
+    sampler = ProcessMemorySampler(device)
+    sampler.start()
+    sampler.stop()
+    return sampler.reason
+
+
 def _handle(device: torch.device) -> Any:
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     return pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")

@@ -47,7 +47,6 @@ from actbench.report.phrases import (
 )
 from actbench.report.study import markdown_sheet, study_sheets, study_subject, study_table
 
-Format = Literal["table", "markdown", "html", "latex", "csv", "json"]
 _LEAST_SCHEME_COLUMNS: Final = 12
 _HEADING_COLUMNS: Final = 12
 # A word with the space after it, or a wide character; a closing mark stays with what is before it.

@@ -1,12 +1,16 @@
 """A job is planned, measured in a process of its own, and becomes a record."""
 
-from actbench.runs.device import describe_device, require_device, resolve_device
-from actbench.runs.experiments import EXPERIMENTS, Experiment
-from actbench.runs.grid import Listener, run_grid
-from actbench.runs.job import Job, digest_of, identity, plan
-from actbench.runs.kernels import Shape, benchmark_kernels
-from actbench.runs.measure import is_out_of_memory
-from actbench.runs.store import Record, RecordFile
+from actbench.completing import COMPLETING
+
+if not COMPLETING:
+    from actbench.runs.device import describe_device, require_device, resolve_device
+    from actbench.runs.doctor import examine
+    from actbench.runs.experiments import EXPERIMENTS, Experiment
+    from actbench.runs.grid import Listener, run_grid
+    from actbench.runs.job import Job, digest_of, identity, plan
+    from actbench.runs.kernels import Shape, benchmark_kernels
+    from actbench.runs.measure import is_out_of_memory
+    from actbench.runs.store import Record, RecordFile
 
 __all__ = [
     "EXPERIMENTS",
@@ -19,6 +23,7 @@ __all__ = [
     "benchmark_kernels",
     "describe_device",
     "digest_of",
+    "examine",
     "identity",
     "is_out_of_memory",
     "plan",

@@ -109,6 +109,18 @@ def benchmark_kernels(
     }
 
 
+def check_kernels(shape: Shape, device: torch.device) -> int:
+    """Compare every operation on `shape` with the oracle, bit for bit; how many there were.
+
+    Raises `KernelError` at the first that differs.
+    """
+    checked = 0
+    for case in _cases(shape, device):
+        _check(case, shape)
+        checked += 1
+    return checked
+
+
 def _measure(
     case: Case, sources: Sequence[Inputs], device: torch.device, repeats: int, compiled: bool
 ) -> tuple[dict[str, list[float]], str | None]:
@@ -199,8 +211,8 @@ def _check(case: Case, shape: Shape) -> None:
         ours, expected = _as_tuple(case.ours(*inputs)), _as_tuple(case.oracle(*inputs))
         if not all(map(torch.equal, ours, expected)):
             raise KernelError(
-                f"{case.operation} of {shape} does not give the reference's result on this machine: nothing was timed; "
-                "please report it with the output of 'actbench kernels --format json' of a smaller --shape."
+                f"{case.operation} of {shape} does not give the reference's result on this machine: please report it "
+                "with the output of 'actbench doctor --format json'."
             )
 
 

@@ -43,7 +43,7 @@ def test_stdout_is_the_report_and_nothing_else_in_a_process_of_its_own(folder: P
     assert content["comparisons"][0]["rows"][1]["records"][0]["file"] == "runs.jsonl"
 
 
-@pytest.mark.parametrize("format", ["table", "markdown", "html", "latex", "csv", "json"])
+@pytest.mark.parametrize("format", ["table", "markdown", "html", "latex", "csv", "json", "svg"])
 @pytest.mark.parametrize("lang", ["en", "ja"])
 def test_every_format_to_stdout_and_to_a_file(
     report: Here, folder: Path, monkeypatch: pytest.MonkeyPatch, format: str, lang: str

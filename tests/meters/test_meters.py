@@ -1,12 +1,23 @@
 import mmap
+import os
 import types
+from pathlib import Path
 from typing import Any
 
 import pynvml
 import pytest
 import torch
 
-from actbench.meters import Clock, MemoryMeter, describe_environment
+from actbench.meters import (
+    Clock,
+    MemoryMeter,
+    Reading,
+    describe_environment,
+    environment,
+    free_memory,
+    memory,
+    usable_cores,
+)
 from actbench.meters.nvml import ProcessMemorySampler
 
 CPU = torch.device("cpu")
@@ -97,3 +108,34 @@ def test_no_driver_is_a_reason_and_no_error() -> None:
     sampler.stop()
     assert sampler.peak_bytes is None
     assert "NVML cannot be used" in str(sampler.reason)
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", None), ("150000 100000", 1.5), ("9900000 100000", None)])
+def test_a_containers_quota_bounds_the_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: float | None
+) -> None:
+    bound = float(len(os.sched_getaffinity(0)))
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(environment, "_CPU_QUOTA", tmp_path / "cpu.max")
+    assert usable_cores() == (bound if cores is None else min(cores, bound))
+    monkeypatch.setattr(environment, "_CPU_QUOTA", tmp_path / "absent")
+    assert usable_cores() == bound
+
+
+def test_free_memory_is_the_hosts_or_what_a_containers_limit_leaves(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host, container = tmp_path / "meminfo", tmp_path / "cgroup"
+    host.write_text("MemTotal:       1000 kB\nMemFree:         1 kB\nMemAvailable:    600 kB\n")
+    monkeypatch.setattr(memory, "_HOST", host)
+    monkeypatch.setattr(memory, "_CONTAINER", container)
+    assert free_memory() == (Reading(600 * 1024), Reading(1000 * 1024))
+    container.mkdir()
+    for name, text in (("max", "max"), ("current", "5"), ("stat", "anon 1\ninactive_file 1024\n")):
+        (container / f"memory.{name}").write_text(text)
+    assert free_memory() == (Reading(600 * 1024), Reading(1000 * 1024))
+    (container / "memory.max").write_text(str(500 * 1024))
+    (container / "memory.current").write_text(str(100 * 1024))
+    assert free_memory() == (Reading(401 * 1024), Reading(500 * 1024))
+    host.unlink()
+    assert free_memory()[0].reason == "the kernel tells no free memory"

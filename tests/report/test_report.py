@@ -1,16 +1,17 @@
 from io import StringIO
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console, RenderableType
 
 from actbench.analysis import summarise
 from actbench.graphs import catalogue
-from actbench.report import ProgressListener, datasets_table, ledger_table, render_tables
+from actbench.report import ProgressListener, datasets_table, draw_tables, ledger_table, render_tables
 from actbench.report.page import about, table_notes
 from actbench.report.phrases import Sentence, say
 from actbench.training import recipe_for
-from tests.report.records import compared
+from tests.report.records import HOSTILE, compared
 from tests.runs.example import example_job, example_record
 
 
@@ -32,6 +33,21 @@ def test_the_comparison_fits_80_columns_and_cuts_nothing(seeds: int) -> None:
     assert "…" not in text
     for figure in ("785.5", "1,430.5", "100%", "1.00x", f"{seeds} ok", "50.00", "blockwise-vm"):
         assert figure in text
+
+
+def test_the_picture_is_one_svg_that_shows_the_table_and_fetches_nothing() -> None:
+    for dataset in ("cora", HOSTILE):
+        tables = summarise(records(2, dataset=dataset))
+        picture = draw_tables(tables)
+        root = ElementTree.fromstring(picture)
+        lines = [each.text.replace("\xa0", " ") for each in root.iter() if each.tag.endswith("}text") and each.text]
+        for figure in ("785.5", "1,430.5", "blockwise-vm", "2 ok"):
+            assert any(figure in line for line in lines)
+        assert {each.tag.rpartition("}")[2] for each in root.iter()} == {
+            "svg", "style", "defs", "clipPath", "rect", "text", "g", "circle",
+        }  # fmt: skip
+        assert "url(" not in picture.replace("url(#actbench-", "")
+        assert picture == draw_tables(tables)
 
 
 def test_one_seed_and_a_generated_graph_are_said_to_be_so() -> None:
