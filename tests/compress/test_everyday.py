@@ -393,7 +393,7 @@ def test_an_optimizer_that_asks_for_the_loss_again(scheme: str) -> None:
         loss = out.square().mean()
         loss.backward()
         asked.append((state, gradients(network)))
-        return float(loss)
+        return float(loss.detach())
 
     optimizer = torch.optim.LBFGS(network.parameters(), lr=0.1, max_iter=3)
     for _ in range(2):

@@ -24,7 +24,10 @@ def worse() -> Verdict:
     large = {"saved_bytes": 953_725_952, "rss_peak_bytes": 1_500_000_000}
     base = [example(scheme, seed, **large) for seed in range(3) for scheme in ("fp32", "exact", "blockwise")]
     new = [example("fp32", seed, **large | {"saved_bytes": 963_263_211}) for seed in range(3)]
-    new += [example("exact", seed, **large, metrics=scored(0.47), epoch_seconds=[9.0, 9.0, *[0.2] * 10]) for seed in range(2)]
+    new += [
+        example("exact", seed, **large, metrics=scored(0.47), epoch_seconds=[9.0, 9.0, *[0.2] * 10])
+        for seed in range(2)
+    ]
     error = {"type": "Odd|[Error]", "message": "\x1b[31mno, 100 % *room*", "epoch": 1}
     new += [example("exact", 2, **large, status="oom", metrics=None, error=error)]
     new += [example("blockwise-vm", 0), example("blockwise:bits=4,block=256,projection=4", 0)]
