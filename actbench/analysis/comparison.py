@@ -16,7 +16,7 @@ from actbench.analysis.summary import REFERENCE, Row, median_of_known, ratio, su
 from actbench.errors import OutputError, SchemeError, UsageError
 from actbench.runs import Record, RecordFile
 from actbench.runs.grid import FINAL
-from actbench.runs.job import identity, machine
+from actbench.runs.job import MACHINE_FIELDS, identity, machine
 from actbench.runs.untrusted import FIELDS, PEAK_FIELDS, is_figure, printable, unusable_field
 from actbench.scheme import Scheme
 from actbench.training import DEFAULTS, recipe_for
@@ -361,8 +361,9 @@ def _standing(group: list[Located]) -> tuple[list[Located], list[Source]]:
 
 
 def _difference(one: list[Located], other: list[Located]) -> str:
-    fields = ("device", "device name", "CUDA", "threads", "actbench", "torch")
-    pairs = zip(fields, machine(one[0].record["environment"]), machine(other[0].record["environment"]), strict=True)
+    pairs = zip(
+        MACHINE_FIELDS, machine(one[0].record["environment"]), machine(other[0].record["environment"]), strict=True
+    )
     return "; ".join(f"{field} {a} and {b}" for field, a, b in pairs if a != b)
 
 
@@ -479,6 +480,7 @@ def command_for(records: list[Record]) -> str:
         words += ["--sampler", recipe["sampler"]]
     words += ["--scheme", first["scheme"]["name"], "--seeds", str(max(r["seed"] for r in records) + 1)]
     words += ["--device", first["environment"]["device"]]
+    words += ["--deterministic"] if first["environment"].get("deterministic") else []
     for field, option in _OPTIONS.items():
         absent = recipe.get(field) is None and field not in _NONE_AS_0
         if field in recipe and recipe[field] != usual[field] and not absent:

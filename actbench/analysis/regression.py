@@ -332,7 +332,8 @@ def _machine_of(record: Record) -> dict[str, Any]:
     """What must be equal for figures to be comparable, by name; actbench's version is what a check compares."""
     names = ("device", "device_name", "cuda", "threads", "actbench", "torch")
     environment = record["environment"]
-    return {name: environment.get(name, environment["versions"].get(name)) for name in names}
+    told = {name: environment.get(name, environment["versions"].get(name)) for name in names}
+    return told | {"deterministic": bool(environment.get("deterministic"))}
 
 
 def _first_difference(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, Any, Any]:

@@ -45,6 +45,7 @@ class Table:
     metric: str | None
     device: str
     device_name: str
+    deterministic: bool
     recipe: dict[str, Any]
     peak: str
     seeds: int
@@ -86,6 +87,7 @@ def _table(records: list[dict[str, Any]], reference_name: str) -> Table:
         metric=names[0] if names else None,
         device=first["environment"]["device"],
         device_name=first["environment"]["device_name"],
+        deterministic=bool(first["environment"].get("deterministic")),
         recipe=first["recipe"],
         peak=peak,
         seeds=len({r["seed"] for r in records}),

@@ -81,6 +81,12 @@ def run(
     fresh: Fresh = False,
     quiet: Quiet = False,
     data_dir: DataDir = DEFAULT_DATA_DIR,
+    deterministic: Annotated[
+        bool,
+        typer.Option(
+            "--deterministic", help="Deterministic operations alone: every run gives the same scores and bytes again."
+        ),
+    ] = False,
     layers: Layers = None,
     hidden: Hidden = None,
     dropout: Dropout = None,
@@ -161,7 +167,7 @@ def run(
     stderr = open_stderr(quiet)
     make_present(name, data_dir, stderr)
     require_parts(name, recipe)
-    job = Job(name, str(data_dir), digest_of(name), schemes[0], 0, recipe, chosen)
+    job = Job(name, str(data_dir), digest_of(name), schemes[0], 0, recipe, chosen, deterministic)
     jobs = plan(job, schemes, seeds)
 
     records, interrupted = measure_grid(jobs, file, chosen, fresh, stderr)

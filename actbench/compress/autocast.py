@@ -24,7 +24,9 @@ class Autocast:
 
     def __enter__(self) -> None:
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
-            self._contexts.enter_context(torch.autocast(device, torch.bfloat16, enabled=self._enabled))
+            # A cache would hand on a weight's copy that a step has outdated, or one made without a gradient.
+            here = torch.autocast(device, torch.bfloat16, enabled=self._enabled, cache_enabled=False)
+            self._contexts.enter_context(here)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

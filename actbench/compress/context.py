@@ -17,6 +17,7 @@ from actbench.compress.recomputation import Output, recompute
 from actbench.scheme import Scheme
 
 _GOLDEN: Final = 0x9E3779B97F4A7C15
+_RANKS_APART: Final = 2**40
 _contexts = itertools.count()
 
 
@@ -24,14 +25,16 @@ def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[T
     """A context in which forward passes keep activations as `scheme` says.
 
     `scheme` is a `Scheme` or its text. All projection and rounding noise comes from `seed`; without one it is made
-    from `torch.initial_seed()` and a count of contexts, and never drawn from torch's generators. Results of forward
-    do not change, but under `bf16`. The innermost of nested contexts decides. Raises `SchemeError` for an invalid text.
+    from `torch.initial_seed()`, a count of contexts and the process's rank in `torch.distributed`, and never drawn from
+    torch's generators. Results of forward do not change, but under `bf16`. The innermost of nested contexts decides; a
+    context is open once at a time. Raises `SchemeError` for an invalid text.
 
     Under a derived scheme the gradient by what a batch norm, ReLU or sparse product returns may pass that tensor by: a
     hook on it, or `retain_grad`, comes before its first use.
 
     Equal seeds give equal noise: in a training loop give none, or enter one context again and again. Double backward
-    and the recomputation of `torch.utils.checkpoint` are refused with an error.
+    is refused with an error, and so is `torch.utils.checkpoint` without `use_reentrant`; with it, what runs again in
+    backward keeps all that it keeps in FP32.
 
     The schemes that quantize nothing change what surrounds the model. `bf16` is torch's autocast; products with a
     sparse matrix stay FP32, which a CPU alone could not do otherwise. `checkpoint` recomputes what the model passes to
@@ -42,10 +45,16 @@ def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[T
     if isinstance(scheme, str):
         scheme = Scheme.parse(scheme)
     if seed is None:
-        seed = torch.initial_seed() + next(_contexts) * _GOLDEN
+        seed = torch.initial_seed() + (next(_contexts) + _rank() * _RANKS_APART) * _GOLDEN
     if scheme.derives:
         return Derivation(scheme, seed % 2**64)
     return Compression(scheme, seed % 2**64, Offload(resident) if scheme.name == "offload" else None)
+
+
+def _rank() -> int:
+    """Which of the processes that train together this one is."""
+    group = torch.distributed
+    return group.get_rank() if group.is_available() and group.is_initialized() else 0
 
 
 def run_layer(module: Module, function: Callable[..., Output], *inputs: Tensor) -> Output:

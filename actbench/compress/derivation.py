@@ -19,9 +19,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from actbench.compress.derived import (
     AsIs,
     DroppedOut,
+    Dropping,
     DropRectified,
     Elu,
-    Knot,
     Late,
     LayerNorm,
     MaskInUse,
@@ -30,6 +30,7 @@ from actbench.compress.derived import (
     ProductLinear,
     Rectified,
     Rectify,
+    Rectifying,
 )
 from actbench.compress.functions import DrawnMask, SparseProduct
 from actbench.compress.interception import (
@@ -45,6 +46,7 @@ from actbench.compress.interception import (
     compressible,
     uncompiled,
 )
+from actbench.compress.known import Known, version_of
 from actbench.compress.ledger import before_closing
 from actbench.compress.products import symmetry_of
 from actbench.compress.saved import Keeping, Kept, keeps_seed
@@ -53,37 +55,6 @@ from actbench.scheme import Scheme
 
 Held = tuple[Keeping, tuple[Tensor, ...]]
 """How a tensor's values are read, and from which tensors."""
-
-
-class Known:
-    """What is known of tensors as long as they live and are not changed in place."""
-
-    def __init__(self) -> None:
-        self._entries: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-    def __setitem__(self, tensor: Tensor, what: Any) -> None:
-        self._entries[tensor] = tensor._version, what
-
-    def get(self, tensor: Tensor) -> Any:
-        """What was set for `tensor`; None if nothing is known."""
-        version, what = self._entries.get(tensor, (-1, None))
-        return what if version == tensor._version else None
-
-    def pop(self, tensor: Tensor) -> Any:
-        """As `get`, and forgotten."""
-        found = self.get(tensor)
-        self._entries.pop(tensor, None)
-        return found
-
-    def items(self) -> Iterator[tuple[Tensor, Any]]:
-        """Tensors that still live, unchanged, with what is known of them."""
-        for tensor, (version, what) in list(self._entries.items()):
-            if version == tensor._version:
-                yield tensor, what
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
 
 
 class Derivation(Compression):
@@ -106,8 +77,6 @@ class Derivation(Compression):
         self._taken: Tensor | None = None
 
     def __enter__(self) -> Self:
-        for known in (self.held, self.aggregated, self.tied, self.normed, self._made):
-            known.clear()
         super().__enter__()
         self._contexts.enter_context(before_closing(self.settle_all))
         return self
@@ -115,11 +84,13 @@ class Derivation(Compression):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.settle_all()
-        super().__exit__(kind, error, trace)
-        for known in (self.held, self.aggregated, self.tied, self.normed, self._made):
-            known.clear()
+        try:
+            if kind is None:
+                self.settle_all()
+        finally:
+            super().__exit__(kind, error, trace)
+            for known in (self.held, self.aggregated, self.tied, self.normed, self._made):
+                known.clear()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -172,10 +143,8 @@ class Derivation(Compression):
     def rectify(self, x: Tensor, operation: str = "relu") -> tuple[Rectified, tuple[Tensor, Tensor]]:
         """How what is positive in `x`, for the next call of `operation`, is read, and its codes."""
         rectifier, noise = Rectifier.of(x.shape, x.dtype, self.scheme), self.noise()
-        flag = self.watch.flag(self.next_call(operation, x.dtype, tuple(x.shape)), x.device)
-        codes = rectifier.quantize(x.detach(), noise.seed, noise.rounding_stream, flag)
-        if not x.is_cuda:
-            self.watch.check()
+        with self.watch.packing(self.next_call(operation, x.dtype, tuple(x.shape)), x.device) as flag:
+            codes = rectifier.quantize(x.detach(), noise.seed, noise.rounding_stream, flag)
         return Rectified(rectifier, self.watch), codes
 
     def settle_all(self) -> None:
@@ -244,14 +213,14 @@ _without_zeros: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def _may_have_zeros(weight: Tensor) -> bool:
-    """Whether `weight` had a 0 in every forward pass so far; the first without one is the last that waits for a GPU.
+    """Whether `weight` has a 0; on a GPU, the first forward pass without one is the last that waits for an answer.
 
-    Zeros are where a residual branch begins, and nothing that a step of training comes back to.
+    Zeros are where a residual branch begins or what pruning leaves, and nothing that a step of training comes back to.
     """
-    if weight in _without_zeros or (weight.is_cuda and torch.cuda.is_current_stream_capturing()):
+    if weight.is_cuda and (weight in _without_zeros or torch.cuda.is_current_stream_capturing()):
         return False
     found = bool((weight == 0).any())
-    if not found:
+    if weight.is_cuda and not found:
         _without_zeros[weight] = True
     return found
 
@@ -268,7 +237,7 @@ def _linear(
     if factors is None or not weight.requires_grad or _is_watched(input):
         return compress_linear(mode, func, input, weight, bias)
     adjacency, x, reduce, versions = factors
-    if versions != (adjacency._version, x._version):
+    if versions != (version_of(adjacency), version_of(x)):
         return compress_linear(mode, func, input, weight, bias)
     held = mode.keep_input("linear", x, projected=False)
     if held is None:
@@ -288,7 +257,7 @@ def _product(
         product = apply(SparseProduct, func, symmetry_of(sparse), sparse, dense, reduce)
     else:
         product = func(sparse, dense) if reduce is None else func(sparse, dense, reduce)
-    mode.aggregated[product] = sparse, dense, reduce, (sparse._version, dense._version)
+    mode.aggregated[product] = sparse, dense, reduce, (version_of(sparse), version_of(dense))
     return product
 
 
@@ -319,7 +288,7 @@ def _batch_norm(
     if _may_have_zeros(weight):
         # Of x̂ in a channel of γ = 0 the output y knows nothing, and γ's gradient would be 0 for ever.
         return compress_batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
-    normed = Normed(mode.next_call("batch_norm", input.dtype, tuple(input.shape)), Knot())
+    normed = Normed(mode.next_call("batch_norm", input.dtype, tuple(input.shape)), Rectifying())
     out, tie = apply_for_two(Norm, normed, input, weight, bias, running_mean, running_var, momentum, eps)
     mode.normed[out] = [tie, normed]
     return out
@@ -339,7 +308,7 @@ def _relu(mode: Derivation, func: Callable[..., Tensor], input: Tensor, inplace:
         # One consumer a tie: what takes this output later is met by `_settle`.
         entry[0], onward = None, normed.knot
         mode.taken(input)
-    knot = Knot()
+    knot = Dropping()
     out, next_tie = apply_for_two(Rectify, rectified.rectifier, codes, onward, knot, inplace, input, tie)
     mode.held[out] = rectified, codes
     mode.tied[out] = next_tie, knot

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from actbench.compress.functions import DrawnMask
 from actbench.compress.products import Symmetry, transposed_product
 from actbench.compress.saved import Keeping, Kept, Watch
 from actbench.quant import Dropped, RectifiedCodes, Rectifier, scale_where
+
+What = TypeVar("What")
 
 
 @dataclass(frozen=True)
@@ -96,21 +98,28 @@ def _left_product(
     return product if scale == 1 else product * scale
 
 
-@dataclass
-class Knot:
-    """What is to be done with the gradient that just came along a tie, by whoever is last."""
+class Knot(Generic[What]):
+    """What is to be done with the gradient that just came along a tie, by whoever is last.
 
-    rectifier: Rectifier | None = None
-    codes: RectifiedCodes | None = None
-    dropped: Dropped | None = None
+    Several backward passes may go through one graph at once, in threads; each finds its own.
+    """
 
-    def undo(self) -> tuple[Rectifier, RectifiedCodes, Dropped | None]:
-        """Once: ReLU's codes, and the dropout after it."""
-        assert self.rectifier is not None
-        assert self.codes is not None
-        found = self.rectifier, self.codes, self.dropped
-        self.rectifier = self.codes = self.dropped = None
-        return found
+    def __init__(self) -> None:
+        self._left: dict[int, What] = {}
+
+    def leave(self, what: What) -> None:
+        """For the next along the tie."""
+        self._left[torch._C._current_graph_task_id()] = what
+
+    def take(self) -> What:
+        """What was left, once."""
+        return self._left.pop(torch._C._current_graph_task_id())
+
+
+Dropping = Knot[Dropped]
+"""Between a ReLU and its dropout, which leaves its mask."""
+Rectifying = Knot[tuple[Rectifier, RectifiedCodes, Dropped | None]]
+"""Between a batch norm and its ReLU, which leaves its codes and the dropout after it."""
 
 
 @dataclass
@@ -118,7 +127,7 @@ class Normed:
     """What is known of one batch norm's output y besides what ReLU makes of it."""
 
     name: str
-    knot: Knot
+    knot: Rectifying
     kept: Kept | None = None
     """How y is kept for operations other than ReLU, if there are any."""
     late: Tensor | None = None
@@ -159,7 +168,7 @@ class Norm(Function):
         if by_y is None:
             if by_tie is None:
                 return (None,) * 8
-            rectifier, codes, dropped = normed.knot.undo()
+            rectifier, codes, dropped = normed.knot.take()
             gradients = rectifier.norm_backward(by_tie, codes, dropped, weight, bias, inverse_std)
             return None, *gradients, *nothing
         if normed.late is None or normed.kept is None:
@@ -168,7 +177,7 @@ class Norm(Function):
                 "function of your own: open compress('int4') or 'fp32' around that part."
             )
         if by_tie is not None:
-            rectifier, codes, dropped = normed.knot.undo()
+            rectifier, codes, dropped = normed.knot.take()
             by_y = by_y + rectifier.passed(by_tie, codes, dropped)
         packed = normed.late.grad_fn.saved_tensors  # type: ignore[union-attr]
         y = normed.kept.recover(packed).to(torch.float32)
@@ -203,8 +212,8 @@ class Rectify(Function):
         ctx: Any,
         rectifier: Rectifier,
         codes: RectifiedCodes,
-        onward: Knot | None,
-        knot: Knot,
+        onward: Rectifying | None,
+        knot: Dropping,
         inplace: bool,
         x: Tensor,
         tie: Tensor | None,
@@ -229,15 +238,14 @@ class Rectify(Function):
         gradient, dropped = by_out, None
         nothing = (None,) * 5
         if by_tie is not None:
-            gradient, dropped, ctx.knot.dropped = by_tie, ctx.knot.dropped, None
+            gradient, dropped = by_tie, ctx.knot.take()
             if by_out is not None:
                 gradient, dropped = ctx.rectifier.passed(by_tie, codes, dropped) + by_out, None
         if gradient is None:
             return (*nothing, None, None)
         if ctx.onward is None:
             return *nothing, ctx.rectifier.passed(gradient, codes, dropped), None
-        onward: Knot = ctx.onward
-        onward.rectifier, onward.codes, onward.dropped = ctx.rectifier, codes, dropped
+        ctx.onward.leave((ctx.rectifier, codes, dropped))
         return *nothing, None, gradient
 
 
@@ -246,7 +254,7 @@ class DropRectified(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mask: MaskInUse, knot: Knot, kept: list[Tensor], inplace: bool, x: Tensor, tie: Tensor
+        ctx: Any, mask: MaskInUse, knot: Dropping, kept: list[Tensor], inplace: bool, x: Tensor, tie: Tensor
     ) -> Tensor:
         """Keeps the mask or what it is drawn from, and appends it to `kept`."""
         ctx.mask, ctx.knot = mask, knot
@@ -263,7 +271,7 @@ class DropRectified(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Exact."""
         (kept,) = ctx.saved_tensors
-        ctx.knot.dropped = ctx.mask.take(kept, gradient.device, last=True)
+        ctx.knot.leave(ctx.mask.take(kept, gradient.device, last=True))
         return None, None, None, None, None, gradient
 
 

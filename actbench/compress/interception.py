@@ -32,6 +32,7 @@ from actbench.quant import pack_mask
 from actbench.scheme import Scheme
 
 _COMPRESSIBLE: Final = (torch.float32, torch.float16, torch.bfloat16)
+_BACKWARDS: Final = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
 _open = threading.local()
 
 
@@ -47,6 +48,7 @@ class Compression(TorchFunctionMode):
         self.seed = seed
         self.offload = offload
         self.found = False
+        self._entered = False
         self._with_grad = False
         self._contexts = ExitStack()
         self._kept = itertools.count()
@@ -54,7 +56,13 @@ class Compression(TorchFunctionMode):
         self.watch = Watch()
 
     def __enter__(self) -> Self:
+        if self._entered:
+            raise UsageError(
+                "this context of actbench.compress is open already: inside of itself, or in another thread, enter one "
+                "of its own, by another call of actbench.compress."
+            )
         self.watch.check()
+        self._entered = True
         self._calls.clear()
         self.found = self._with_grad = False
         around = open_compressions()[-1] if open_compressions() else None
@@ -73,8 +81,9 @@ class Compression(TorchFunctionMode):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
-        self._contexts.close()
         open_compressions().pop()
+        self._entered = False
+        self._contexts.close()
         if kind is None and self._with_grad:
             if self.scheme.name == "checkpoint" and not self.found:
                 raise UsageError("checkpoint found no layer: call a model's layers by actbench.run_layer.")
@@ -86,12 +95,16 @@ class Compression(TorchFunctionMode):
     ) -> Any:
         """Run `func`, or the function of ours that keeps less."""
         kwargs = kwargs or {}
-        if self.scheme.compresses and torch.is_grad_enabled() and open_compressions()[-1] is self:
+        if self.scheme.compresses and torch.is_grad_enabled():
             out = _handled(self, func, args, kwargs)
             if out is not None:
                 return out
         if self.scheme.name == "bf16" and is_sparse_product(func, args):
             return whole_product(func, args, kwargs)
+        if self.scheme.name == "bf16" and func in _BACKWARDS:
+            # As outside of the context: autocast would shorten what a sparse product is given there, too.
+            with Autocast(enabled=False):
+                return func(*args, **kwargs)
         out = func(*args, **kwargs)
         self._with_grad = self._with_grad or (isinstance(out, Tensor) and out.requires_grad)
         return out
@@ -161,11 +174,24 @@ def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @uncompiled
 def _handled(mode: Compression, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the handler of `func` makes of the call; None if there is none for it."""
+    """What the handler of `func` makes of the call; None if there is none for it, or the call is not `mode`'s."""
     handler = mode.handlers.get(func)
-    if handler is None or not _fits(handler, (mode, func, *args), kwargs):
+    if handler is None or not _compresses_here(mode) or not _fits(handler, (mode, func, *args), kwargs):
         return None
     return handler(mode, func, *args, **kwargs)
+
+
+def _compresses_here(mode: Compression) -> bool:
+    """Whether what is called now is `mode`'s to compress."""
+    # Torch may hand a mode on to a thread of its own, where nothing was opened.
+    if not open_compressions() or open_compressions()[-1] is not mode:
+        return False
+    # Run again in backward (torch.utils.checkpoint), a call would be packed with noise of its own and read with that of
+    # the first time. Kept as it is, torch sees that it is not what was kept then.
+    if torch._C._current_graph_task_id() != -1:
+        return False
+    # A transform of torch.func has tensors without memory, which the quantizer cannot read.
+    return torch._C._functorch.peek_interpreter_stack() is None
 
 
 def _fits(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -64,10 +64,12 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            for callback in getattr(_open, "callbacks", ()):
-                callback()
-        self._contexts.close()
+        try:
+            if kind is None:
+                for callback in getattr(_open, "callbacks", ()):
+                    callback()
+        finally:
+            self._contexts.close()
         self.entries = tuple(saved for reference, saved in self._counted.values() if not reference.expired())
 
     def _record(self, tensor: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ from enum import Enum
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from actbench.compress.known import Known
 
 
 class Symmetry(Enum):
@@ -19,19 +20,17 @@ class Symmetry(Enum):
     """Aᵢⱼ = aᵢ where the pattern is symmetric, as the mean over neighbours: Aᵀ has A's pattern and the values aⱼ."""
 
 
-_known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_known = Known()
 
 
 def symmetry_of(matrix: Tensor) -> Symmetry:
     """Which symmetry sparse CSR `matrix` [N, M] has; found once for each, by transposing it."""
-    version, symmetry = _known.get(matrix, (-1, Symmetry.NONE))
-    if version == matrix._version:
-        known: Symmetry = symmetry
-        return known
-    with torch.no_grad():
-        found = _find_symmetry(matrix)
-    _known[matrix] = matrix._version, found
-    return found
+    known: Symmetry | None = _known.get(matrix)
+    if known is None:
+        with torch.no_grad():
+            known = _find_symmetry(matrix)
+        _known[matrix] = known
+    return known
 
 
 def transposed_product(matrix: Tensor, symmetry: Symmetry, g: Tensor, reduce: str | None = None) -> Tensor:

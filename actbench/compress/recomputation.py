@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn import Module
 from torch.utils.checkpoint import checkpoint
 
@@ -22,7 +24,8 @@ def recompute(module: Module, function: Callable[..., Output], *inputs: Tensor) 
     """`function(*inputs)`, keeping `inputs` and the state of the first one's generator alone.
 
     Backward runs it again (Chen et al., arXiv 1604.06174) with the same random numbers, and leaves the generator and
-    `module`'s buffers, such as a batch norm's running statistics, as it found them.
+    `module`'s buffers, such as a batch norm's running statistics, as it found them. Threads do so one after the other;
+    none must draw from the generator or run `module` forward while another goes backward.
     """
     generator = generator_of(inputs[0])
 
@@ -43,8 +46,14 @@ def recompute(module: Module, function: Callable[..., Output], *inputs: Tensor) 
     return out
 
 
+_one_at_a_time = threading.RLock()
+
+
 class _Undone:
-    """A context that undoes what happens inside to the generator and to the module's buffers; may be entered again."""
+    """A context that undoes what happens inside to the generator and to the module's buffers; may be entered again.
+
+    One is open at a time in all threads, which share the generator and perhaps the module.
+    """
 
     def __init__(self, module: Module, generator: torch.Generator) -> None:
         self._module, self._generator = module, generator
@@ -52,6 +61,7 @@ class _Undone:
         self._state = generator.get_state()
 
     def __enter__(self) -> None:
+        _one_at_a_time.acquire()
         self._state = self._generator.get_state()
         self._buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
 
@@ -59,7 +69,9 @@ class _Undone:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._generator.set_state(self._state)
-        with torch.no_grad():
-            for buffer, before in self._buffers:
+        for buffer, before in self._buffers:
+            # As if nobody had touched it: a batch norm keeps its statistics for a backward that has no use for them.
+            with torch.no_grad(), _unsafe_preserve_version_counter(buffer):
                 buffer.copy_(before)
         self._buffers = []
+        _one_at_a_time.release()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, Protocol
@@ -57,31 +60,46 @@ class Watch:
 
     def __init__(self) -> None:
         self._names: dict[tuple[str, int], tuple[int, str]] = {}
+        self._kinds: set[str] = set()
+
+    @contextmanager
+    def packing(self, name: str, device: torch.device) -> Iterator[Tensor]:
+        """A flag for packing the tensor `name`; on a CPU raises as `check` when that is done, and forgets the name."""
+        flag = self.flag(name, device)
+        yield flag
+        if device.type == "cpu":
+            self.check()
+            self._names.pop((device.type, int(flag.storage_offset())), None)
 
     def flag(self, name: str, device: torch.device) -> Tensor:
         """int32 [1], to become 1 if the tensor `name` cannot be packed on `device`."""
-        flags, number = _flags(device.type), next(_numbers)
+        kind = device.type
+        flags, number = _flags(kind), next(_numbers)
         slot = number % _WATCHED
         flags[slot] = 0
-        _holders[device.type, slot] = number
-        self._names[device.type, slot] = number, name
+        _holders(kind)[slot] = number
+        self._names[kind, slot] = number, name
+        self._kinds.add(kind)
         return flags[slot : slot + 1]
 
     def check(self) -> None:
         """Raise `NonFiniteError` with the name of the first tensor whose flag is set, and forget them all."""
-        kinds = {kind for kind, _ in self._names}
-        if not any(_flags(kind).any() for kind in kinds):
+        if not any(_flags(kind).any() for kind in tuple(self._kinds)):
             return
-        if "cuda" in kinds and not torch.cuda.is_current_stream_capturing():
+        if "cuda" in self._kinds and not torch.cuda.is_current_stream_capturing():
             # What spoiled one tensor spoils those after it, whose kernels may still have to say so.
             torch.cuda.synchronize()
-        self._names = {place: named for place, named in self._names.items() if _holders[place] == named[0]}
-        found = [(named, place) for place, named in self._names.items() if _flags(place[0])[place[1]]]
+        found = []
+        # Of a copy, since another thread may keep something meanwhile.
+        for (kind, slot), (number, name) in list(self._names.items()):
+            if _holders(kind)[slot] != number:
+                self._names.pop((kind, slot), None)
+            elif _flags(kind)[slot]:
+                _flags(kind)[slot] = 0
+                found.append((number, name))
         if not found:
             return
-        for _, (kind, slot) in found:
-            _flags(kind)[slot] = 0
-        (_, name), _ = min(found)
+        _, name = min(found)
         raise NonFiniteError(
             f"{name} cannot be kept for backward: it has a NaN, an infinity or a range beyond float32; "
             "look at the data, or lower the learning rate."
@@ -89,7 +107,12 @@ class Watch:
 
 
 _numbers = itertools.count()
-_holders: dict[tuple[str, int], int] = {}
+
+
+@cache
+def _holders(kind: str) -> array[int]:
+    """The number of the tensor that each flag is of."""
+    return array("q", bytes(8 * _WATCHED))
 
 
 @cache
@@ -149,11 +172,8 @@ class Kept:
 
     def pack(self, x: Tensor) -> tuple[Tensor, ...]:
         """Pack `x` [rows, width]. On a CPU raises `NonFiniteError` if that cannot be done."""
-        flag = self.watch.flag(self.name, x.device)
-        packed = quantize(x, self.packing, self.noise.seed, self.noise.rounding_stream, self.projection, flag)
-        if not x.is_cuda:
-            self.watch.check()
-        return packed
+        with self.watch.packing(self.name, x.device) as flag:
+            return quantize(x, self.packing, self.noise.seed, self.noise.rounding_stream, self.projection, flag)
 
     def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
         """An unbiased estimate of x, [rows, width]. Raises `NonFiniteError` if it is known that there is none."""

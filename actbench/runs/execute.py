@@ -31,6 +31,11 @@ _ENVIRONMENT: Final = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
+_DETERMINISTIC: Final = {
+    # Before cuBLAS starts: with workspaces of a fixed size and number its sums have one order.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8"
+}
+
 
 def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Record:
     """Measure `job` in a process of its own; `report` is called with the state after every epoch.
@@ -54,7 +59,7 @@ def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, A
             stderr=errors,
             text=True,
             encoding="utf-8",
-            env=_ENVIRONMENT | os.environ,
+            env=_ENVIRONMENT | (_DETERMINISTIC if job.deterministic else {}) | os.environ,
             start_new_session=True,
         )
         assert child.stdin is not None

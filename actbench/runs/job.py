@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from actbench.models import Architecture
 from actbench.scheme import Scheme
@@ -15,7 +15,10 @@ from actbench.training import Recipe
 
 @dataclass(frozen=True)
 class Job:
-    """One training run, fully specified; `digest` is the SHA-256 of a data file of the user's own."""
+    """One training run, fully specified; `digest` is the SHA-256 of a data file of the user's own.
+
+    `deterministic` asks for torch's deterministic operations alone.
+    """
 
     dataset: str
     data_dir: str
@@ -24,6 +27,7 @@ class Job:
     seed: int
     recipe: Recipe
     device: str
+    deterministic: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `from_json` reads."""
@@ -36,6 +40,10 @@ class Job:
         architecture = Architecture(**recipe.pop("architecture"))
         rest = values | {"scheme": Scheme.parse(values["scheme"]), "recipe": Recipe(architecture, **recipe)}
         return Job(**rest)
+
+
+MACHINE_FIELDS: Final = ("device", "device name", "CUDA", "threads", "actbench", "torch", "deterministic")
+"""What `machine` tells apart, as a user reads it."""
 
 
 def digest_of(dataset: str) -> str | None:
@@ -69,14 +77,17 @@ def identity(record: dict[str, Any]) -> str:
 
 
 def machine(environment: dict[str, Any]) -> tuple[Any, ...]:
-    """Equal for environments whose figures belong in one table: device, threads and the versions that matter."""
+    """Equal for environments whose figures belong in one table: `MACHINE_FIELDS`' values.
+
+    Deterministic operations are others, with a speed and a memory of their own.
+    """
     versions = environment["versions"]
-    fields = ("device", "device_name", "cuda", "threads")
-    return (*(environment[field] for field in fields), versions["actbench"], versions["torch"])
+    fields = (environment[field] for field in ("device", "device_name", "cuda", "threads"))
+    return (*fields, versions["actbench"], versions["torch"], environment.get("deterministic", False))
 
 
 def description(job: Job, environment: dict[str, Any]) -> dict[str, Any]:
-    """The part of the job's record that is known before it starts."""
+    """The part of the job's record that is known before it starts; of `environment` as it is, and as the job asks."""
     return {
         "dataset": job.dataset,
         "digest": job.digest,
@@ -84,5 +95,5 @@ def description(job: Job, environment: dict[str, Any]) -> dict[str, Any]:
         "scheme": job.scheme.as_record(),
         "seed": job.seed,
         "recipe": job.recipe.as_record(),
-        "environment": environment,
+        "environment": environment | ({"deterministic": True} if job.deterministic else {}),
     }

@@ -75,18 +75,41 @@ def measure(job: Job, report: Callable[[dict[str, Any]], None]) -> Record:
     record = blank_record(job, describe_environment(device))
     begun = time.monotonic()
     try:
-        _train(job, device, record, report)
+        with _determinism(job.deterministic):
+            _train(job, device, record, report)
         record["status"] = "ok"
     except Exception as error:
         record["status"] = "oom" if is_out_of_memory(error) else "error"
         record["error"] = {
             "type": type(error).__name__,
-            "message": str(error),
-            "epoch": len(record["epoch_seconds"]) + 1,
+            "message": _message(error),
+            # A curve's value is there when the epoch is over, scores included.
+            "epoch": len(record["curve"]["loss"]) + 1,
             "traceback": traceback.format_exc(),
         }
     record["wall_seconds"] = time.monotonic() - begun
     return record
+
+
+@contextmanager
+def _determinism(asked: bool) -> Iterator[None]:
+    """While open, if `asked`, torch runs deterministic operations alone, and an error is what has none."""
+    if asked:
+        # `use_deterministic_algorithms` imports the compiler as well, 72 MiB of it in the host's peak.
+        torch.set_deterministic_debug_mode("error")
+        # Nothing here reads memory that nobody has written, and writing it would take time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if asked:
+            torch.set_deterministic_debug_mode("default")
+            torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+
+
+def _message(error: Exception) -> str:
+    operation, found, _ = str(error).partition(" does not have a deterministic implementation")
+    return f"torch has no deterministic {operation}: run without --deterministic." if found else str(error)
 
 
 def _train(job: Job, device: torch.device, record: Record, report: Callable[[dict[str, Any]], None]) -> None:

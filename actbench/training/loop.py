@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -129,7 +130,8 @@ class Trainer:
         """One step on `batch`, or on an epoch's first: forward inside `around_forward`, loss inside `around_loss`,
         backward, update.
 
-        Returns the training loss. Raises `FloatingPointError` if it is not finite, before any weight changes.
+        Returns the training loss. Raises `FloatingPointError`, naming the layer that it comes from, if it is not
+        finite, before any weight changes.
         """
         batch = batch or next(self.batches())
         self.network.train()
@@ -139,8 +141,8 @@ class Trainer:
         with around_loss:
             loss = self.loss(logits[batch.train], batch.y[batch.train])
         value = float(loss.detach())
-        if value != value or value in (float("inf"), float("-inf")):
-            raise FloatingPointError(f"the training loss is {value}: lower the learning rate or use more bits.")
+        if not math.isfinite(value):
+            raise FloatingPointError(f"the training loss is {value}: {self._origin(batch.x, batch.adjacency)}")
         loss.backward()
         if self.recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip)
@@ -151,10 +153,14 @@ class Trainer:
     def evaluate(self) -> Scores:
         """The metric on all three parts of the whole graph, with dropout off and batch norm's running statistics.
 
-        With labels as input, all training labels are given.
+        With labels as input, all training labels are given. Raises `FloatingPointError`, naming the layer that it
+        comes from, if a logit is not finite: of such, the best class is one all the same.
         """
         self.network.eval()
-        logits = self.network(self._inputs(self.x, self.y, self.train), self.adjacency)
+        x = self._inputs(self.x, self.y, self.train)
+        logits = self.network(x, self.adjacency)
+        if not _is_finite(logits):
+            raise FloatingPointError(f"not all logits are finite: {self._origin(x, self.adjacency)}")
         train, valid, test = (
             score(self.metric, logits[part], self.y[part]) for part in (self.train, self.valid, self.test)
         )
@@ -176,8 +182,39 @@ class Trainer:
         labels[given] = F.one_hot(y[given], self.classes).to(x.dtype) if y.dim() == 1 else y[given]
         return torch.cat((x, labels), dim=1)
 
+    @torch.no_grad()
+    def _origin(self, x: Tensor, adjacency: Tensor) -> str:
+        """Which part of the network first leaves the finite numbers on this input, and what to do about it."""
+        advice = "lower the learning rate, or use more bits."
+        for name, parameter in self.network.named_parameters():
+            if not _is_finite(parameter):
+                return f"the last step left {name} not finite; {advice}"
+        found: list[str] = []
+
+        def look(name: str, out: Any) -> None:
+            if not all(_is_finite(each) for each in (out if isinstance(out, tuple) else (out,))):
+                found.append(name)
+
+        modules = [(name, module) for name, module in self.network.named_modules() if name]
+        hooks = [
+            module.register_forward_hook(lambda _module, _inputs, out, name=name: look(name, out))
+            for name, module in modules
+        ]
+        try:
+            self.network(x, adjacency)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        where = f"the first output that is not is that of {found[0]}" if found else "in FP32 every layer's output is"
+        return f"{where}; {advice}"
+
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """The training loss of logits [n, classes] against their labels, a scalar with its graph."""
         if self.task == "multi-label":
             return F.binary_cross_entropy_with_logits(logits, y)
         return F.cross_entropy(logits, y)
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether all of `x`, floats of any number, are finite; NaN is its own minimum."""
+    return x.numel() == 0 or bool(torch.stack(x.detach().aminmax()).isfinite().all())

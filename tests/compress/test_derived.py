@@ -1251,15 +1251,15 @@ def test_a_relus_input_that_is_no_number_is_named() -> None:
     first, last = nn.Linear(5, 6), nn.Linear(6, 6)
     x = torch.randn(20, 5)
     says = r"^the input of relu 2 \(float32 \[20, 6\]\) cannot be kept"
-    with actbench.compress("derived") as compression:
-        for value in (torch.nan, torch.inf):
-            with compression:
-                hidden = last(F.relu(first(x))) + torch.tensor([0, 0, value, 0, 0, 0])
-                with pytest.raises(NonFiniteError, match=says):
-                    F.relu(hidden)
+    compression = actbench.compress("derived")
+    for value in (torch.nan, torch.inf):
         with compression:
-            # Below 0 it is no more than below 0.
-            out = F.relu(first(x) - torch.tensor([0, 0, torch.inf, 0, 0, 0]))
+            hidden = last(F.relu(first(x))) + torch.tensor([0, 0, value, 0, 0, 0])
+            with pytest.raises(NonFiniteError, match=says):
+                F.relu(hidden)
+    with compression:
+        # Below 0 it is no more than below 0.
+        out = F.relu(first(x) - torch.tensor([0, 0, torch.inf, 0, 0, 0]))
     assert bool((out[:, 2] == 0).all())
     norm = nn.BatchNorm1d(6)
     with compression, pytest.raises(NonFiniteError, match=r"^the input of relu 1 "):
