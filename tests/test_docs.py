@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 import typer.main
 
 from actbench.cli.main import app
@@ -95,6 +97,23 @@ def test_the_levels_of_the_method_are_those_of_the_code() -> None:
         least, usual = (expected_variance(each, int(length)) for each in (edges, (0.0, 1.0, 2.0, 3.0)))
         assert (alpha, minimised, uniform) == (f"{edges[1]:.4f}", f"{least:.5f}", f"{usual:.5f}")
         assert less == f"{100 * (1 - least / usual):.2f}"
+
+
+def test_the_loop_of_the_readme_trains() -> None:
+    (block,) = blocks(ROOT / "README.md", "python")
+    torch.manual_seed(0)
+    names: dict[str, Any] = {
+        "x": torch.randn(60, 8),
+        "y": torch.randint(3, (60,)),
+        "train": torch.arange(40),
+        "classes": 3,
+        "adj_t": torch.eye(60).to_sparse_csr(),
+    }
+    before = block.replace("range(100)", "range(1)").replace("    optimizer.step()\n", "")
+    exec(before, names)
+    first = F.cross_entropy(names["out"][:40], names["y"][:40])
+    exec(block, names)
+    assert F.cross_entropy(names["out"][:40], names["y"][:40]) < first
 
 
 def test_the_python_of_the_guide_runs(
