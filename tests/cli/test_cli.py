@@ -226,7 +226,7 @@ def test_a_truncated_raw_file(
     ("folder", "name", "epochs"),
     [
         ("Cora", "cora", 10),
-        ("PubMed", "pubmed", 10),
+        pytest.param("PubMed", "pubmed", 10, marks=pytest.mark.slow),
         pytest.param("Computers", "computers", 5, marks=pytest.mark.slow),
         pytest.param("Physics", "physics", 2, marks=pytest.mark.slow),
     ],

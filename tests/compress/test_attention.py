@@ -137,7 +137,7 @@ def test_under_autocast_coefficients_and_sums_are_float32(scheme: str) -> None:
     assert scores.grad is not None
 
 
-@pytest.mark.parametrize("text", ["exact", "blockwise-vm"])
+@pytest.mark.parametrize("text", ["exact", pytest.param("blockwise-vm", marks=pytest.mark.slow)])
 def test_the_gradient_of_scores_is_unbiased_and_that_of_x_exact(text: str) -> None:
     """∂coefficient_ij = ⟨g_i, x̂_j⟩, whose rounding variance is Σ_c g_ic² v_jc; softmax and leaky ReLU are linear in it.
 

@@ -39,9 +39,7 @@ def kept_as(scheme: Scheme, x: Tensor, seed: int, index: int, projected: bool) -
     "text",
     [
         SCHEMES[0],
-        pytest.param(SCHEMES[1], marks=pytest.mark.slow),
-        SCHEMES[2],
-        pytest.param(SCHEMES[3], marks=pytest.mark.slow),
+        *(pytest.param(each, marks=pytest.mark.slow) for each in SCHEMES[1:]),
     ],
 )
 def test_weight_gradients_of_a_network(text: str) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -212,6 +213,7 @@ def check_projections(machine: Sanitized, threads: int) -> None:
             parity.assert_same(out, values.view(-1), "values")
 
 
+@pytest.mark.slow
 def test_no_address_or_operation_is_undefined(tmp_path: Path) -> None:
     machine = Sanitized(tmp_path, KERNELS, kernel_folder(), ADDRESS)
     check_all(machine, 64)
@@ -219,6 +221,7 @@ def test_no_address_or_operation_is_undefined(tmp_path: Path) -> None:
     check_rectified(machine, 64)
 
 
+@pytest.mark.slow
 def test_no_two_threads_race(tmp_path: Path) -> None:
     machine = Sanitized(tmp_path, KERNELS, kernel_folder(), THREAD)
     check_all(machine, 64)
