@@ -81,6 +81,8 @@ def test_an_interrupt_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Pat
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # What runs in the background of a shell without job control ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     child = wait_for_child(process.pid)
     process.send_signal(signal.SIGINT)
