@@ -182,8 +182,9 @@ def test_deep_convolutions_are_the_papers() -> None:
     assert torch.allclose(network(x, sparse), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", [replace(GCNII, theta=0.5, residual=True), replace(GAT, edge_dropout=0.3)])
-@pytest.mark.parametrize("text", ["exact", pytest.param("blockwise-vm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("text", ["exact", "blockwise-vm"])
 def test_weight_gradients_are_those_of_fp32_on_average(architecture: Architecture, text: str) -> None:
     """Without batch norm nothing kept is used twice, so the mean gradient of all noise is FP32's.
 

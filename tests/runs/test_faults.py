@@ -347,6 +347,7 @@ def test_a_run_whose_command_ended_before_it_began_does_not_begin() -> None:
     assert done.stderr == "the command that started this run has ended\n"
 
 
+@pytest.mark.slow
 def test_host_memory_that_runs_out_is_a_record_of_how_far_it_came_and_the_grid_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
