@@ -26,7 +26,6 @@ UNREADABLE = (
     ValueError,
     EOFError,
     RuntimeError,
-    NotImplementedError,
     SyntaxError,
     tokenize.TokenError,
     lzma.LZMAError,

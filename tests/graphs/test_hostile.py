@@ -49,7 +49,7 @@ def trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_all(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Write valid files for `name` and let the catalogue state their sizes."""
+    """Write valid files for `name`, of which nothing is kept, and let the catalogue state their sizes."""
     match name:
         case "cora":
             write_cora(root)
@@ -70,6 +70,8 @@ def write_all(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
             write_ogb(root, "ogbn_arxiv", "time", np.arange(NODES))
             publish(monkeypatch, name)
     assert load(name, root).name == name
+    for kept in root.rglob("actbench.npz"):
+        kept.unlink()
 
 
 def write_tolokers(root: Path) -> None:
@@ -118,8 +120,6 @@ def test_a_pickle_in_place_of_a_file_is_not_executed(
     name: str, file: str, tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_all(tmp_path, monkeypatch, name)
-    for kept in tmp_path.rglob("actbench.npz"):
-        kept.unlink()
     (tmp_path / file).write_bytes(Bait(trace).pickled())
     refuse(name, tmp_path, f"actbench pull {name}")
     assert not trace.exists()
@@ -132,8 +132,6 @@ def test_a_pickled_array_is_not_executed(
     name: str, file: str, tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_all(tmp_path, monkeypatch, name)
-    for kept in tmp_path.rglob("actbench.npz"):
-        kept.unlink()
     with np.load(tmp_path / file) as archive:
         arrays: dict[str, Any] = dict(archive)
     for key in arrays:
@@ -162,8 +160,6 @@ def test_a_file_beside_the_published_ones_is_not_executed(
     name: str, file: str, tmp_path: Path, trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_all(tmp_path, monkeypatch, name)
-    for kept in tmp_path.rglob("actbench.npz"):
-        kept.unlink()
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(Bait(trace).pickled())
     if file.endswith("split_dict.pt"):
