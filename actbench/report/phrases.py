@@ -346,8 +346,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "全ステップ。スコアは全グラフで求め、ピークメモリもそれを含む。",
     ),
     "note.peak.cpu": (
-        "Whole peak: host memory of the process, interpreter and libraries included, after warm-up.",
-        "学習時のピークメモリ：ウォームアップ後のプロセス全体の主記憶。インタプリタとライブラリを含む。",
+        "Whole peak: host memory of the process after warm-up, interpreter and libraries included; those that compile "
+        "the quantizer are in the compressing schemes' alone.",
+        "学習時のピークメモリ：ウォームアップ後のプロセス全体の主記憶。インタプリタとライブラリを含む。このうち量子化器を"
+        "コンパイルするライブラリは圧縮方式だけに含まれる。",
     ),
     "note.peak.cuda": (
         "Whole peak: device memory, after warm-up, as tensors took it (allocated), as the allocator held it "
