@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import typer.main
+from scipy.stats import t as student
 
 from actbench.cli.main import app
 from actbench.quant.levels import expected_variance, level_table
@@ -86,6 +89,31 @@ def test_both_languages_of_the_page_for_a_decision_say_the_same() -> None:
         r"\]\((?!decision)[^)]+\)",
     ):
         assert sorted(re.findall(pattern, english)) == sorted(re.findall(pattern, japanese)), pattern
+
+
+def test_the_scores_of_the_page_for_a_decision_are_those_of_its_records() -> None:
+    """Means over seeds of the difference to FP32 of the same seed, and Student's intervals, both worked out here."""
+    page = (ROOT / "docs" / "decision.md").read_text(encoding="utf-8")
+    header, *rows = re.findall(r"^ +\|(?: graph, SAGE|.*`cpu-[^`]+\.jsonl`).*\|$", page, re.MULTILINE)
+    names = re.findall(r"`([\w-]+)`", header)
+    assert names[0] == "exact"
+    assert len(rows) >= 6
+    for row in rows:
+        _, seeds, *cells, record = (cell.strip(" `") for cell in row.strip(" |").split("|"))
+        scores: dict[str, dict[int, float]] = {}
+        for line in (ROOT / "results" / record).read_text(encoding="utf-8").splitlines():
+            run = json.loads(line)
+            scores.setdefault(run["scheme"]["name"], {})[run["seed"]] = 100 * run["metrics"]["test"]
+        for name, cell in zip(names, cells, strict=True):
+            if cell == "not measured":
+                assert name not in scores
+                continue
+            paired = [score - scores["fp32"][seed] for seed, score in scores[name].items()]
+            assert len(paired) == int(seeds)
+            mean = statistics.mean(paired)
+            half = float(student.ppf(0.975, len(paired) - 1)) * statistics.stdev(paired) / len(paired) ** 0.5
+            shown = [f"{value:+.2f}".replace("-", "\N{MINUS SIGN}") for value in (mean, mean - half, mean + half)]
+            assert cell == "{} [{}, {}]".format(*shown)
 
 
 def test_the_levels_of_the_method_are_those_of_the_code() -> None:
