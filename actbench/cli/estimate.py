@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from actbench.analysis.bounds import LARGEST_EDGES, LARGEST_HIDDEN, LARGEST_LAYERS, LARGEST_NODES
+from actbench.analysis.bounds import LARGEST_EDGES, LARGEST_HIDDEN, LARGEST_NODES
 from actbench.cli.completion import offer_datasets, offer_schemes
-from actbench.cli.options import DEFAULT_SCHEMES, BatchNorm, Dropout, Format, ModelName, of_recipe
+from actbench.cli.options import DEFAULT_SCHEMES, BatchNorm, Dropout, Format, Hidden, Layers, ModelName
 from actbench.cli.sizes import read_size
 from actbench.completing import COMPLETING
 from actbench.errors import UsageError
@@ -49,8 +49,8 @@ def estimate(
         ),
     ] = None,
     model: ModelName = "sage",
-    hidden: Annotated[int | None, of_recipe("Width of the layers.", min=1, max=LARGEST_HIDDEN)] = None,
-    layers: Annotated[int | None, of_recipe("Convolutions.", min=1, max=LARGEST_LAYERS)] = None,
+    hidden: Hidden = None,
+    layers: Layers = None,
     dropout: Dropout = None,
     batch_norm: BatchNorm = None,
     scheme: Annotated[

@@ -98,11 +98,22 @@ def _run() -> int:
         raise
     except (ActbenchError, typer.TyperException) as error:
         # A name with a line break in it does not make two sentences.
-        message = error.format_message() if isinstance(error, typer.TyperException) else printable(str(error))
+        message = _told(error) if isinstance(error, typer.TyperException) else printable(str(error))
         tell(message if message.startswith("Usage") else f"actbench: {message}")
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
+
+
+def _told(error: typer.TyperException) -> str:
+    """Typer's sentence; where pydantic speaks of an "input", the value that it means."""
+    message = error.format_message()
+    errors = getattr(error.__cause__, "errors", None)
+    if not isinstance(error, typer.BadParameter) or errors is None:
+        return message
+    value = repr(printable(str(errors()[0]["input"])))
+    sentence = message.replace(": Value error, ", ": ", 1).replace(": Input should", f": {value} should", 1)
+    return sentence.removesuffix(".") + "."
 
 
 def _abandon_stdout() -> None:

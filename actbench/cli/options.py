@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from actbench.analysis.bounds import LARGEST_HIDDEN, LARGEST_LAYERS
+
 
 def expand_home(path: Path) -> Path:
     """`~` as the home folder, for `--option=~/path`, which shells leave alone."""
@@ -48,12 +50,14 @@ SamplerName = Annotated[
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes a CUDA GPU if there is one.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Measure again what --output holds already.")]
-Layers = Annotated[int | None, of_recipe("Convolutions.", min=1)]
-Hidden = Annotated[int | None, of_recipe("Their width.", min=1)]
+Layers = Annotated[int | None, of_recipe("Convolutions.", min=1, max=LARGEST_LAYERS)]
+Hidden = Annotated[int | None, of_recipe("Width of the layers.", min=1, max=LARGEST_HIDDEN)]
 Dropout = Annotated[float | None, of_recipe("Dropout probability.", min=0, max=0.99)]
 BatchNorm = Annotated[bool | None, of_recipe("Batch norm.", "--batch-norm/--no-batch-norm")]
 LearningRate = Annotated[float | None, of_recipe("The optimizer's step size.", min=0)]
 
+MOST_SEEDS = 10_000
+"""All runs are planned before the first: more would fill the memory with plans that no machine carries out."""
 DEFAULT_SCHEMES = ("fp32", "exact", "blockwise", "blockwise-vm", "derived")
 """The reference, the papers' schemes and ours."""
 DEFAULT_DATA_DIR = Path.home() / ".cache" / "actbench" / "data"

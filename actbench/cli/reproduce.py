@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from actbench.cli.completion import offer_datasets
-from actbench.cli.options import DEFAULT_DATA_DIR, DataDir, Device, Fresh, Quiet, expand_given
+from actbench.cli.options import DEFAULT_DATA_DIR, MOST_SEEDS, DataDir, Device, Fresh, Quiet, expand_given
 from actbench.completing import COMPLETING
 from actbench.errors import DataError
 from actbench.report.phrases import Language
@@ -38,7 +38,9 @@ def reproduce(
             show_default="ogbn-arxiv",
         ),
     ] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Runs of every line.", show_default="the paper's 10")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, max=MOST_SEEDS, help="Runs of every line.", show_default="the paper's 10")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", show_default="the recipe's")] = None,
     device: Device = "auto",
     output: Annotated[

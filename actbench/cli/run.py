@@ -12,6 +12,7 @@ from actbench.cli.completion import offer_datasets, offer_schemes
 from actbench.cli.options import (
     DEFAULT_DATA_DIR,
     DEFAULT_SCHEMES,
+    MOST_SEEDS,
     BatchNorm,
     DataDir,
     Device,
@@ -67,7 +68,7 @@ def run(
             show_default=", ".join(DEFAULT_SCHEMES),
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of every scheme, with seeds 0, 1, ….")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, max=MOST_SEEDS, help="Runs of every scheme, with seeds 0, 1, ….")] = 1,
     epochs: Annotated[
         int | None,
         typer.Option(min=1, help="Epochs.", show_default=f"the recipe's; {DEFAULT_EPOCHS} without --dataset"),

@@ -353,6 +353,32 @@ def test_options_that_mean_nothing_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--seeds", "0", "'0' should be greater than or equal to 1."),
+        ("--seeds", "99999999999", "'99999999999' should be less than or equal to 10000."),
+        ("--epochs", "ten", "'ten' should be a valid integer, unable to parse string as an integer."),
+        ("--dropout", "nan", "'nan' should be less than or equal to 0.99."),
+        ("--layers", "100000", "'100000' should be less than or equal to 256."),
+        ("--hidden", "99999999999", "'99999999999' should be less than or equal to 16777216."),
+        ("--model", "", "'' is not one of 'sage', 'gcn', 'gcnii', 'gat'."),
+    ],
+)
+def test_a_value_that_is_not_possible_is_named(
+    option: str,
+    value: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    done = actbench_here(monkeypatch, capfd, tmp_path, "run", option, value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert " ".join(done.stderr.split()) == f"actbench: Invalid value for '{option}': {sentence}"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_sampled_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     command = ["run", *SMALL, "--model", "gat", "--sampler", "cluster", "--parts", "9", "--format", "json"]
