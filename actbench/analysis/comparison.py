@@ -137,6 +137,13 @@ class ComparedRow:
         return f"{self.summary.scheme} [{self.machine.label}]" if self.machine.label else self.summary.scheme
 
     @property
+    def median_epoch_seconds(self) -> dict[int, float]:
+        """By seed, the median over the epochs after warm-up of the run that finished."""
+        finished = [each.record for each in self.located if each.record["status"] == "ok"]
+        timed = {r["seed"]: r["epoch_seconds"][r["warmup_epochs"] :] for r in finished}
+        return {seed: statistics.median(seconds) for seed, seconds in timed.items() if seconds}
+
+    @property
     def kept_bytes(self) -> float | None:
         """Activation bytes on the device and in host memory together."""
         saved_bytes = self.summary.saved_bytes

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from actbench.analysis.comparison import ComparedRow, Comparison, Peak, pareto_front
+from actbench.analysis.intervals import paired_difference
 from actbench.analysis.warnings import FEW_EPOCHS, Caution, is_distinct, is_equal, is_overlapping
 from actbench.graphs.catalogue import find
 from actbench.report.phrases import (
@@ -252,7 +253,17 @@ def _time(comparison: Comparison, row: ComparedRow) -> dict[str, str | Sentence]
         "value": _milliseconds(row),
         "base": _milliseconds(beside),
         "factor": f"{statistics.median(row.epoch_seconds) / statistics.median(beside.epoch_seconds):.2f}",
+        "range": _time_range(row, beside),
     }
+
+
+def _time_range(row: ComparedRow, beside: ComparedRow) -> str | Sentence:
+    """The least and the largest ratio of two runs with equal seeds, where there are several: the median hides them."""
+    medians, base = row.median_epoch_seconds, beside.median_epoch_seconds
+    ratios = [medians[seed] / base[seed] for seed in medians if seed in base]
+    if len(ratios) < 2:
+        return ""
+    return Sentence("time.range", {"low": f"{min(ratios):.2f}", "high": f"{max(ratios):.2f}"})
 
 
 def _milliseconds(row: ComparedRow) -> str:
@@ -262,6 +273,12 @@ def _milliseconds(row: ComparedRow) -> str:
 def _is_timed(comparison: Comparison, row: ComparedRow) -> bool:
     beside = comparison.reference_of(row)
     return beside is not None and min(len(row.epoch_seconds), len(beside.epoch_seconds)) >= FEW_EPOCHS
+
+
+def _is_close(row: ComparedRow, best: ComparedRow) -> bool:
+    """Whether the seeds that both rows have leave open which of them scores better."""
+    interval = paired_difference(best.scores, row.scores)
+    return interval is not None and interval.low <= 0 <= interval.high
 
 
 def _is_apart(row: ComparedRow, other: ComparedRow) -> bool:
@@ -308,6 +325,9 @@ def _summary(comparison: Comparison) -> Iterator[Sentence]:
     best = _best(comparison)
     if best and best.difference:
         yield Sentence("summary.score", _score(comparison, best))
+        close = [row.label for row in rows if row is not best and _is_close(row, best)]
+        if close:
+            yield Sentence("summary.close", {"scheme": best.label, "schemes": ", ".join(close)})
     timed = [row for row in rows if _is_timed(comparison, row)]
     if timed:
         fastest = max(timed, key=lambda row: row.summary.speed_ratio or 0)

@@ -520,10 +520,14 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "{device}での{dataset}の学習は、{reference}ではメモリ不足で終わり、{scheme}では{runs}件完了しました。",
     ),
     "summary.score": (
-        "Of the schemes that keep less {scheme} scores best: {value}%, {difference} points from {reference} "
-        "[{low}, {high}; {confidence}% interval, {pairs} seeds].",
-        "保持量を減らす方式のうちスコアが最も高いのは{scheme}で{value}%、{reference}との差は{difference}ポイントです"
-        "（{confidence}%信頼区間 {low}〜{high}、{pairs}シード）。",
+        "Of the schemes that keep less {scheme} has the highest mean score: {value}%, {difference} points from "
+        "{reference} [{low}, {high}; {confidence}% interval, {pairs} seeds].",
+        "保持量を減らす方式のうちスコアの平均が最も高いのは{scheme}で{value}%、{reference}との差は{difference}ポイント"
+        "です（{confidence}%信頼区間 {low}〜{high}、{pairs}シード）。",
+    ),
+    "summary.close": (
+        "These seeds cannot tell the score of {scheme} from that of {schemes}.",
+        "このシード数では、{scheme}のスコアは{schemes}のスコアと区別できません。",
     ),
     "summary.time": (
         "Of the schemes that keep less {scheme} is the fastest: an epoch takes {factor} times {reference}'s.",
@@ -652,8 +656,8 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "{scheme}：{metric}は{value}%ですが、シードが1つだけで結果とは言えません。{reference}のスコアはありません。",
     ),
     "costs.slower": (
-        "{scheme}: an epoch takes {factor} times {reference}'s, {value} ms against {base} ms in the median.",
-        "{scheme}：1エポックの時間は{reference}の{factor}倍、中央値で{base} msに対して{value} msです。",
+        "{scheme}: an epoch takes {factor} times {reference}'s{range}, {value} ms against {base} ms in the median.",
+        "{scheme}：1エポックの時間は{reference}の{factor}倍{range}、中央値で{base} msに対して{value} msです。",
     ),
     "costs.noise": (
         "{scheme}: gradient noise E‖ĝ − g‖² / ‖g‖² is {value} at one point of training, no measure of accuracy.",
@@ -668,11 +672,11 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "実データでのスコアの変化。{dataset}は生成データです。",
     ),
     "unknown.seeds": (
-        "How far {schemes} varies between seeds: there is one seed.",
+        "How far scores vary between seeds: there is one seed of {schemes}.",
         "{schemes}のシード間のばらつき。シードは1つだけです。",
     ),
     "unknown.overlap": (
-        "Whether {schemes} differs in score from {reference} at all: the interval holds zero.",
+        "Whether there is any difference in score from {reference}: the interval of {schemes} holds zero.",
         "{schemes}と{reference}のスコアに差があるかどうか。区間がゼロを含みます。",
     ),
     "unknown.machine": (
@@ -703,8 +707,10 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "{ratio}になるかを確かめます。",
     ),
     "rollout.prototype.score": (
-        "Go on only if the difference in score stays above {low} points, the lower end measured on {dataset}.",
-        "スコアの差が、{dataset}で測った区間の下端{low}ポイントを下回らなければ次に進みます。",
+        "Agree beforehand on the loss of score that would be acceptable, and go on only if the whole interval on your "
+        "own data lies above it; on {dataset} its lower end was {low} points.",
+        "許容できるスコアの低下幅を先に決め、自社のデータで測った区間全体がそれより上にある場合だけ次に進みます。"
+        "{dataset}での区間の下端は{low}ポイントでした。",
     ),
     "rollout.prototype.unscored": (
         "No score chose {scheme}, only its bytes: compare it with {reference} over several seeds before anything else.",
@@ -763,7 +769,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "。」",
     ),
     "meeting.equal": (
-        "“{metric} is the same as under {reference}, seed by seed ({pairs} seeds).”",
+        "“The {metric} is the same as under {reference}, seed by seed ({pairs} seeds).”",
         "「{metric}は{pairs}シードのいずれでも{reference}と同じです。」",
     ),
     "meeting.single": (
@@ -771,11 +777,12 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "「{metric}については、シードが足りず、まだ何も言えません。」",
     ),
     "meeting.time": (
-        "“An epoch takes {value} ms instead of {base} ms, {factor} times as long.”",
-        "「1エポックの時間は{base} msから{value} ms、{factor}倍になります。」",
+        "“An epoch takes {value} ms instead of {base} ms, {factor} times as long{range}.”",
+        "「1エポックの時間は{base} msから{value} ms、{factor}倍{range}になりました。」",
     ),
+    "time.range": (" (seed by seed {low} to {high})", "（シードごとには{low}〜{high}倍）"),
     "meeting.generated": (
         "“The graph is generated in the shape of a real one; the score on our data is still to be measured.”",
-        "「グラフは実データに似せて生成したものです。当社のデータでのスコアはこれから測ります。」",
+        "「グラフは実データの大きさに合わせて生成したもので、実データではありません。当社のデータでのスコアはこれから測ります。」",
     ),
 }

@@ -46,6 +46,18 @@ def test_it_fits_the_window_and_stays_in_its_file(
     assert browser.evaluate(f"{root}.clientWidth") >= 0.95 * size[0]
 
 
+def test_a_print_holds_every_column_and_what_is_closed(browser: Browser, page: Path) -> None:
+    """A4 upright at 96 dots an inch, within margins of 1 cm: what a table scrolls to on a screen would be cut off."""
+    browser.open(page, 718, 1047)
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    wide = "[...document.querySelectorAll('.scroll, pre')].filter((each) => each.scrollWidth > each.clientWidth)"
+    assert browser.evaluate(f"{wide}.map((each) => each.textContent.trim().slice(0, 40))") == []
+    parts = "[...document.querySelectorAll('details > :not(summary)')]"
+    assert browser.evaluate(f"{parts}.length") > 2
+    assert browser.evaluate(f"{parts}.every((each) => each.checkVisibility({{contentVisibilityAuto: true}}))")
+    assert browser.evaluate(f"{parts}.every((each) => each.getBoundingClientRect().height > 0)")
+
+
 def test_text_and_charts_are_readable_in_light_and_dark(browser: Browser, page: Path) -> None:
     """The contrast of text and of the charts' axes with the page is WCAG's 7 : 1 at least."""
     for dark in (False, True):
