@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from actbench.analysis.comparison import ComparedRow, Comparison, pareto_front
-from actbench.report.page import metric_name
+from actbench.report.page import about, metric_name
 from actbench.report.phrases import MEBIBYTE, Language, Sentence, say, word
 
 INK: Final = "#1b1d21"
@@ -156,7 +156,7 @@ def write_charts(comparisons: Sequence[Comparison], language: Language, folder: 
     for number, comparison in enumerate(comparisons, start=1):
         stem = file_stem(f"{number}-{Path(comparison.dataset).name}-{comparison.model}")
         for chart in draw_charts(comparison, language):
-            yield from write_chart(chart, folder, stem)
+            yield from write_chart(chart, folder, stem, say(about(comparison), chart_language(language)))
 
 
 def file_stem(name: str) -> str:
@@ -164,8 +164,13 @@ def file_stem(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name)[:80]
 
 
-def write_chart(chart: Chart, folder: Path, stem: str) -> Iterator[Path]:
-    """Write a chart as PNG and SVG into `folder`, its files' names beginning with `stem`; yields their paths."""
+def write_chart(chart: Chart, folder: Path, stem: str, subject: str) -> Iterator[Path]:
+    """Write a chart as PNG and SVG into `folder`, its files' names beginning with `stem`; yields their paths.
+
+    A file leaves the report that names the graph, and whether it is generated: so `subject` stands in the picture.
+    """
+    with mpl.rc_context(chart.settings):
+        chart.figure.suptitle(subject, x=0.01, horizontalalignment="left", fontsize=9, wrap=True)
     for suffix, content in (("png", chart.as_png()), ("svg", chart.as_svg().encode())):
         path = folder / f"{stem}-{chart.name}.{suffix}"
         path.write_bytes(content)

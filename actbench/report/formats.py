@@ -386,7 +386,14 @@ def report_latex(comparisons: Sequence[Comparison], language: Language) -> str:
     lines = [r"% \usepackage{booktabs}"]
     for comparison in comparisons:
         table = _FoldedTable(comparison, language)
+        cautions = [
+            Sentence("mark.caution", {"text": caution_sentence(caution, comparison)})
+            for caution in find_cautions(comparison)
+        ]
+        # No part of what is set, but whoever pastes the table meets what the figures must not be read without.
+        told = [say(each, language, escape_latex) for each in (*cautions, *table_notes(comparison))]
         lines += [
+            *(f"% {' '.join(text.split())}" for text in told),
             r"\begin{table*}",
             r"\centering\footnotesize",
             rf"\caption{{{escape_latex(say(about(comparison), language))}}}",

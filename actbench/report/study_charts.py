@@ -16,8 +16,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 from actbench.analysis.study import Study
 from actbench.quant.levels import clipped_normal_masses
 from actbench.report.charts import INK, Chart, chart_language, chart_settings, write_chart
-from actbench.report.phrases import Language, Sentence, word
-from actbench.report.study import groups
+from actbench.report.phrases import Language, Sentence, say, word
+from actbench.report.study import groups, study_subject
 from actbench.scheme import LEVELS
 
 _BLUE, _VERMILLION, _GREY = "#0072b2", "#d55e00", "#bbbbbb"
@@ -56,8 +56,9 @@ def draw_study_charts(study: Study, language: Language) -> list[tuple[Sentence, 
 
 def write_study_charts(study: Study, language: Language, folder: Path, stem: str) -> Iterator[Path]:
     """Write every chart as PNG and SVG into `folder`, which exists; yields the files' paths."""
+    subject = say(study_subject(study), chart_language(language))
     for _, chart in draw_study_charts(study, language):
-        yield from write_chart(chart, folder, stem)
+        yield from write_chart(chart, folder, stem, subject)
 
 
 def _draw_noise(study: Study, language: Language) -> Figure | None:

@@ -1,3 +1,4 @@
+import html
 import re
 import struct
 from pathlib import Path
@@ -108,3 +109,18 @@ def test_files_have_names_that_any_system_takes(tmp_path: Path) -> None:
     assert len(written) == 8
     assert sorted(written) == sorted(tmp_path.iterdir())
     assert all(re.fullmatch(r"1-[A-Za-z0-9.-]+\.(png|svg)", path.name) for path in written)
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_a_file_says_of_what_it_is_and_whether_that_was_generated(tmp_path: Path, synthetic: bool) -> None:
+    """A picture is shown without its report."""
+    records = measured()
+    for record in records:
+        record["graph"] = record["graph"] | {"synthetic": synthetic}
+    (comparison,) = compared(records)
+    drawings = [path for path in write_charts([comparison], "en", tmp_path) if path.suffix == ".svg"]
+    assert len(drawings) == 4
+    for path in drawings:
+        drawing = html.unescape(path.read_text(encoding="utf-8"))
+        assert comparison.dataset in drawing
+        assert ("(generated graph)" in drawing) == synthetic

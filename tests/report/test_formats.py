@@ -115,9 +115,15 @@ def test_markdown_has_the_page_then_one_table_a_comparison() -> None:
 
 
 def test_latex_is_a_table_for_booktabs() -> None:
-    lines = formats.report_latex(papers(), "en").splitlines()
-    assert lines[:4] == [
-        r"% \usepackage{booktabs}",
+    first, *rest = formats.report_latex(papers(), "en").splitlines()
+    assert first == r"% \usepackage{booktabs}"
+    # Warnings and what its marks mean travel with the table, as comments.
+    told = [line for line in rest if line.startswith("% ")]
+    assert rest[: len(told)] == told
+    assert any(line.startswith("% !") for line in told)
+    assert any("recall: the printed table as remembered" in line for line in told)
+    lines = rest[len(told) :]
+    assert lines[:3] == [
         r"\begin{table*}",
         r"\centering\footnotesize",
         r"\caption{synthetic:arxiv (generated graph) $\cdot$ sage 3 x 128 $\cdot$ 3 epochs $\cdot$ a processor}",
