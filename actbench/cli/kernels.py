@@ -53,6 +53,12 @@ def kernels(
     Example: actbench kernels --shape 20000x128 --no-compile
     """
     if registers:
+        given = {"--shape": shape, "--output": output, "--device": device != "auto", "--no-compile": not compile}
+        surplus = [name for name, value in given.items() if value]
+        if surplus:
+            raise UsageError(
+                f"--registers measures nothing and writes to stdout alone: leave out {', '.join(surplus)}."
+            )
         _print_registers(format)
         return
     shapes = [_read_shape(text) for text in shape or DEFAULT_SHAPES]

@@ -353,6 +353,15 @@ def test_options_that_mean_nothing_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("surplus", [("--shape", "8x8"), ("--output", "kernels.json"), ("--device", "cpu")])
+def test_what_registers_would_pass_over_is_refused(
+    surplus: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Who asks for a file must not be left without one in silence."""
+    refused(actbench_here(monkeypatch, capfd, tmp_path, "kernels", "--registers", *surplus), f"leave out {surplus[0]}")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
