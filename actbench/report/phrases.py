@@ -576,7 +576,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     "levels.other": ("{levels} levels", "{levels}レベル"),
     "projection.some": (
         "; linear inputs are first projected at random to 1/{ratio} of their width",
-        "。線形層の入力は、先にランダム射影で幅を1/{ratio}にする",
+        "。線形層の入力は、先にランダム射影で幅を1/{ratio}にします",
     ),
     "projection.none": ("", ""),
     "saved.further": (
@@ -622,7 +622,7 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "saved.kind": (
         "{scheme}: the largest part of what is still kept is {kind}, {share} of {value} MiB.",
-        "{scheme}：なお保持する{value} MiBのうち最も大きいのは{kind}で、{share}です。",
+        "{scheme}：残る{value} MiBの保持量のうち最も大きいのは{kind}で、{share}です。",
     ),
     "costs.distinct": (
         "{scheme}: {metric} {value}% against {base}%, {difference} points [{low}, {high}; {confidence}% "
