@@ -69,6 +69,11 @@ class Recipe:
                 raise UsageError(f"--{name} means nothing without {option} {value}: leave one out or add the other.")
         if "mask_rate" in given and not given.get("labels_as_input", self.architecture.labels_as_input):
             raise UsageError("--mask-rate means nothing without --labels-as-input: leave one out or add the other.")
+        parts, at_once = given.get("parts", self.parts), given.get("parts_per_batch")
+        if parts is not None and at_once is not None and at_once > parts:
+            raise UsageError(
+                f"--parts-per-batch {at_once} is more than there are, {parts}: give fewer, or more --parts."
+            )
 
 
 DEFAULTS: Final[dict[str, Any]] = {

@@ -341,6 +341,10 @@ def test_an_unknown_verb(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         (["--sampler", "cluster", "--roots", "5"], "--roots means nothing without --sampler saint"),
         (["--model", "gat", "--dataset", "cora", "--mask-rate", "0.5"], "without --labels-as-input"),
         (["--parts", "0", "--sampler", "cluster"], "greater than or equal to 1"),
+        (
+            ["--parts", "4", "--parts-per-batch", "9", "--sampler", "cluster"],
+            "--parts-per-batch 9 is more than there are, 4",
+        ),
     ],
 )
 def test_options_that_mean_nothing_are_refused(
