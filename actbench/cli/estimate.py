@@ -21,6 +21,7 @@ if not COMPLETING:
     from actbench.graphs import Entry, sizes_of
     from actbench.models import operations
     from actbench.report import estimate_table, open_stdout
+    from actbench.runs import require_device
     from actbench.training import recipe_for
 
 DEFAULT_CLASSES = 10
@@ -93,6 +94,7 @@ def estimate(
         graph = Entry(_GIVEN, nodes, edges, features, classes or DEFAULT_CLASSES, task=task)
     if hopper and device == "cpu":
         raise UsageError("--hopper says which GPU it is, but --device is cpu: leave one of them out.")
+    require_device(schemes, device)
     recipe = recipe_for(graph.name, model).overridden(
         layers=layers, hidden=hidden, dropout=dropout, batch_norm=batch_norm
     )

@@ -74,6 +74,7 @@ def test_the_papers_edges_are_those_of_the_undirected_graph(actbench: Any) -> No
         ([*GIVEN, "--budget", "twelve"], "--budget twelve is not an amount of memory: write 12GB"),
         ([*GIVEN, "--scheme", "fp16"], "unknown scheme 'fp16'"),
         ([*GIVEN, "--device", "cpu", "--hopper"], "--hopper"),
+        ([*GIVEN, "--device", "cpu", "--scheme", "offload"], "scheme 'offload' needs a GPU"),
         (["--dataset", "cora", "--nodes", "5", "--multi-label"], "leave out --nodes, --multi-label"),
         (["--dataset", "coral"], "did you mean cora"),
         (["--dataset", "absent.npz"], "There is no file absent.npz"),
