@@ -56,7 +56,7 @@ def ledger_table(record: dict[str, Any]) -> RenderableType:
         if record.get(field) is not None:
             grid.add_row(name, "", "", "", f"{record[field]:,}", style="bold" if field == "saved_bytes" else None)
     model = model_text(record["model"], record["recipe"])
-    title = f"Kept for backward · {record['dataset']} · {model} · {record['scheme']['name']}"
+    title = f"Kept for backward · {record['dataset']} · {model} · {record['scheme']['name']} · seed {record['seed']}"
     return Group(Text(title, style="bold"), grid)
 
 

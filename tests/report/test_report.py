@@ -84,7 +84,10 @@ def test_the_ledger_adds_up_in_view() -> None:
         {"operation": "linear", "call": 1, "shape": [10, 4], "dtype": "float32", "saved_bytes": 160},
         {"operation": "linear", "call": 1, "shape": [8], "dtype": "uint8", "saved_bytes": 8},
     ]
-    text = drawn(ledger_table(example_record(ledger=ledger, saved_bytes=168, predicted_saved_bytes=168)))
+    record = example_record(seed=3, ledger=ledger, saved_bytes=168, predicted_saved_bytes=168)
+    text = drawn(ledger_table(record))
+    # A run of several seeds prints one for each.
+    assert text.splitlines()[0].rstrip().endswith("· seed 3")
     assert text.count("linear") == 1
     assert [line.split()[-1] for line in text.splitlines() if "all of forward" in line] == ["168", "168"]
 
