@@ -42,7 +42,7 @@ def pull(name: str, data_dir: Path, progress: Progress) -> None:
         with _staging(data_dir) as staging:
             _download(find(name), staging, progress)
             _verify(name, staging)
-            _move(staging, data_dir)
+            _move(SOURCES[name].folder(staging), staging, data_dir)
     except OSError as error:
         raise DataError(f"{data_dir} cannot be written to ({reason(error)}): choose another --data-dir.") from None
 
@@ -108,8 +108,9 @@ def _unpublished(name: str, why: str) -> DataError:
     )
 
 
-def _move(staging: Path, data_dir: Path) -> None:
-    for file in sorted(path for path in staging.rglob("*") if path.is_file()):
+def _move(folder: Path, staging: Path, data_dir: Path) -> None:
+    # The data set's own folder alone: what else an archive had in it would take the place of another set's files.
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         place = data_dir / file.relative_to(staging)
         place.parent.mkdir(parents=True, exist_ok=True)
         file.replace(place)

@@ -29,7 +29,7 @@ def open_locked(path: Path, span: tuple[int, int], wait: bool) -> BinaryIO | Non
             if not lock(file, span, wait):
                 file.close()
                 return None
-            if _is_at(file, path):
+            if is_at(file, path):
                 return file
         except BaseException:
             file.close()
@@ -52,7 +52,8 @@ def lock(file: BinaryIO, span: tuple[int, int], wait: bool) -> bool:
     return True
 
 
-def _is_at(file: BinaryIO, path: Path) -> bool:
+def is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether `path` still leads to the open `file`."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

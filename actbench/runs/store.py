@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from actbench.errors import OutputError
-from actbench.runs.locks import EVERY_BYTE, lock, open_locked
+from actbench.runs.locks import EVERY_BYTE, is_at, lock, open_locked
 from actbench.runs.untrusted import parse_json, read_limited
 
 Record = dict[str, Any]
@@ -142,9 +142,12 @@ class RecordFile:
             try:
                 yield True
             finally:
-                # A file that was made for a claim and got no record goes again, unless others have claims in it.
-                if os.fstat(file.fileno()).st_size == 0 and lock(file, EVERY_BYTE, wait=False):
-                    self.path.unlink(missing_ok=True)
+                # A file that was made for a claim and got no record goes again, unless others have claims in it, or
+                # another file, which may hold records, has been put in its place meanwhile.
+                unused = os.fstat(file.fileno()).st_size == 0 and lock(file, EVERY_BYTE, wait=False)
+                if unused and is_at(file, self.path):
+                    # Where `path` is a link, what it leads to.
+                    self.path.resolve().unlink(missing_ok=True)
 
 
 def _rescued(line: bytes) -> str:

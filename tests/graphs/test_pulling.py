@@ -65,6 +65,26 @@ def test_missing_file_is_added_and_the_others_stay(tmp_path: Path, monkeypatch: 
     assert note.read_text() == "mine"
 
 
+def test_what_arrives_beside_the_data_sets_own_folder_goes_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OGB's archives come by plain http and are unpacked beside one another."""
+    of_cora = Path("Cora", "raw", "ind.cora.graph")
+
+    def download(root: Path) -> None:
+        write_photo(root)
+        for place in (root / of_cora, root / "note.txt"):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text("theirs")
+
+    (tmp_path / of_cora).parent.mkdir(parents=True)
+    (tmp_path / of_cora).write_text("mine")
+    replace_download(monkeypatch, download)
+    pull("photo", tmp_path, ignore)
+    assert (tmp_path / of_cora).read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Cora", "Photo"]
+
+
 def fail_half_way(error: BaseException) -> Any:
     def download(root: Path) -> None:
         write_photo(root)

@@ -118,6 +118,30 @@ def test_a_file_of_another_kind_is_left_alone(file: RecordFile, content: str) ->
     assert file.path.read_text().startswith(content + "\n")
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_takes_the_place_of_the_one_that_was_claimed_stays(
+    replaced: bool, file: RecordFile, tmp_path: Path
+) -> None:
+    """Removed, or moved over by another one, while the first run is under way: nothing that was written is lost."""
+    with file.claim("a measurement", wait=False) as ours:
+        assert ours
+        file.path.unlink()
+        if replaced:
+            RecordFile(tmp_path / "other.jsonl").append(example_record(seed=1))
+            (tmp_path / "other.jsonl").rename(file.path)
+        file.append(example_record(seed=2))
+    assert [record["seed"] for record in file.read()] == ([1, 2] if replaced else [2])
+
+
+def test_a_link_to_a_file_yet_to_come_outlives_a_claim(file: RecordFile, tmp_path: Path) -> None:
+    file.path.symlink_to(tmp_path / "elsewhere.jsonl")
+    with file.claim("a measurement", wait=False) as ours:
+        assert ours
+    assert [path.name for path in tmp_path.iterdir()] == ["runs.jsonl"]
+    file.append(example_record())
+    assert (tmp_path / "elsewhere.jsonl").is_file()
+
+
 def test_a_device_is_no_place_for_records() -> None:
     with pytest.raises(OutputError, match="no regular file"):
         RecordFile(Path("/dev/null")).check_writable()
