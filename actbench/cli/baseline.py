@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from actbench.cli.options import expand_home
 from actbench.cli.output import tell, write_whole
 from actbench.completing import COMPLETING
 from actbench.errors import OutputError, UsageError
+from actbench.home import expand_home
 
 if not COMPLETING:
     from actbench.analysis import choose_final
@@ -29,7 +29,7 @@ def baseline(
 
     Example: actbench baseline actbench.jsonl --output results/baseline.jsonl
     """
-    found = [record for path in records for record in read_existing(path.expanduser())]
+    found = [record for path in records for record in read_existing(expand_home(path))]
     chosen = choose_final(found)
     RecordFile(output).check_writable()
     if output.exists() and not force:

@@ -10,10 +10,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from actbench.cli.options import expand_given, expand_home
+from actbench.cli.options import expand_given
 from actbench.cli.output import tell, write_whole
 from actbench.completing import COMPLETING
 from actbench.errors import OutputError
+from actbench.home import expand_home
 
 if not COMPLETING:
     from rich.console import Console

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from actbench.cli.options import INTERRUPTED
 from actbench.cli.output import tell
+from actbench.errors import UsageError
 from actbench.report import ProgressListener
 from actbench.runs import Job, Record, RecordFile, describe_device, run_grid
 
@@ -18,7 +20,16 @@ from actbench.runs import Job, Record, RecordFile, describe_device, run_grid
 def measure_grid(
     jobs: Sequence[Job], file: RecordFile, device: Literal["cpu", "cuda"], fresh: bool, stderr: Console
 ) -> tuple[list[Record], bool]:
-    """The records of `jobs`, all of them or those until Ctrl-C, and whether that came."""
+    """The records of `jobs`, all of them or those until Ctrl-C, and whether that came.
+
+    Raises `UsageError` if there is no folder for the temporary files of a run.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        raise UsageError(
+            "no folder for temporary files can be written to: let TMPDIR name one, with room in it."
+        ) from None
     records: list[Record] = []
     with ProgressListener(stderr, len(jobs)) as listener:
         try:

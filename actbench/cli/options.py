@@ -9,11 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from actbench.analysis.bounds import LARGEST_HIDDEN, LARGEST_LAYERS
-
-
-def expand_home(path: Path) -> Path:
-    """`~` as the home folder, for `--option=~/path`, which shells leave alone."""
-    return path.expanduser()
+from actbench.home import expand_home, home_folder
 
 
 def require_finite(value: float | None) -> float | None:
@@ -24,7 +20,7 @@ def require_finite(value: float | None) -> float | None:
 
 
 def expand_given(path: Path | None) -> Path | None:
-    """The same for an option that may be left out."""
+    """`expand_home` for an option that may be left out."""
     return path and expand_home(path)
 
 
@@ -60,7 +56,7 @@ MOST_SEEDS = 10_000
 """All runs are planned before the first: more would fill the memory with plans that no machine carries out."""
 DEFAULT_SCHEMES = ("fp32", "exact", "blockwise", "blockwise-vm", "derived")
 """The reference, the papers' schemes and ours."""
-DEFAULT_DATA_DIR = Path.home() / ".cache" / "actbench" / "data"
+DEFAULT_DATA_DIR = home_folder() / ".cache" / "actbench" / "data"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it: 128 + SIGINT."""
 PIPE_CLOSED = 141

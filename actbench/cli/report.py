@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 import typer
 
 from actbench.cli.completion import offer_schemes
-from actbench.cli.options import expand_given, expand_home
+from actbench.cli.options import expand_given
 from actbench.cli.output import write_whole
 from actbench.completing import COMPLETING
 from actbench.errors import OutputError, UsageError
+from actbench.home import expand_home
 from actbench.report.phrases import Language, word
 
 if not COMPLETING:

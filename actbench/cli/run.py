@@ -25,10 +25,10 @@ from actbench.cli.options import (
     ModelName,
     Quiet,
     SamplerName,
-    expand_home,
     of_recipe,
 )
 from actbench.completing import COMPLETING
+from actbench.home import expand_home
 from actbench.scheme import Scheme
 
 if not COMPLETING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -46,9 +47,11 @@ def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[T
         scheme = Scheme.parse(scheme)
     if seed is None:
         seed = torch.initial_seed() + (next(_contexts) + _rank() * _RANKS_APART) * _GOLDEN
+    # Also numpy's integers and torch's, which 2**64 is too large for.
+    seed = operator.index(seed) % 2**64
     if scheme.derives:
-        return Derivation(scheme, seed % 2**64)
-    return Compression(scheme, seed % 2**64, Offload(resident) if scheme.name == "offload" else None)
+        return Derivation(scheme, seed)
+    return Compression(scheme, seed, Offload(resident) if scheme.name == "offload" else None)
 
 
 def _rank() -> int:

@@ -44,6 +44,7 @@ from actbench.compress.interception import (
     compress_relu,
     compress_sparse_product,
     compressible,
+    is_layer,
     uncompiled,
 )
 from actbench.compress.known import Known, version_of
@@ -102,6 +103,9 @@ class Derivation(Compression):
         """As `__torch_function__`, and see what becomes of batch norms' outputs and which tensors are made."""
         if _may_change_in_place(func):
             self._settle(args, kwargs)
+        # Equal, not the same: each look at it makes another.
+        if func == _DATA:
+            self._forget(args[0])
         out = super().__torch_function__(func, types, args, kwargs)
         results = [each for each in (out if isinstance(out, list | tuple) else (out,)) if isinstance(each, Tensor)]
         if results:
@@ -152,6 +156,12 @@ class Derivation(Compression):
         for y, (_, normed) in self.normed.items():
             self._keep_late(y, normed)
 
+    def _forget(self, x: Tensor) -> None:
+        """Of what is changed by way of `x.data` no version tells."""
+        self._settle((x,), None)
+        for known in (self.held, self.aggregated, self.tied, self.normed):
+            known.pop(x)
+
     def _settle(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
         """Keep the batch norms' outputs among what a function that is no ReLU has taken."""
         for each in _tensors(args, kwargs):
@@ -196,6 +206,7 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Iterator[T
                 yield each
 
 
+_DATA: Final = Tensor.data.__get__  # type: ignore[attr-defined]
 _RELUS: Final = (F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
 
 
@@ -234,7 +245,7 @@ def _linear(
     mode: Derivation, func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor | None:
     factors = mode.aggregated.get(input)
-    if factors is None or not weight.requires_grad or _is_watched(input):
+    if factors is None or not is_layer(weight, bias) or _is_watched(input):
         return compress_linear(mode, func, input, weight, bias)
     adjacency, x, reduce, versions = factors
     if versions != (version_of(adjacency), version_of(x)):

@@ -80,6 +80,22 @@ class Compression(TorchFunctionMode):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self not in open_compressions():
+            raise UsageError(
+                "this context of actbench.compress is not open in this thread: leave it where it was entered, once."
+            )
+        inner = open_compressions()[-1]
+        if inner is not self:
+            # As torch's own modes, which would end the innermost. All end, so that none goes on unnoticed.
+            try:
+                inner.__exit__(kind, error, trace)
+            finally:
+                if self in open_compressions():
+                    self.__exit__(kind, error, trace)
+            raise UsageError(
+                "contexts of actbench.compress end in another order than they began in, as where a generator or a "
+                "coroutine hands over inside of one: close each before that."
+            )
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         open_compressions().pop()
         self._entered = False
@@ -190,6 +206,9 @@ def _compresses_here(mode: Compression) -> bool:
     # the first time. Kept as it is, torch sees that it is not what was kept then.
     if torch._C._current_graph_task_id() != -1:
         return False
+    # Functions of ours have no forward-mode derivative.
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
     # A transform of torch.func has tensors without memory, which the quantizer cannot read.
     return torch._C._functorch.peek_interpreter_stack() is None
 
@@ -219,7 +238,11 @@ def open_compressions() -> list[Compression]:
 def compressible(x: Any) -> bool:
     """Whether `x` has values that one of the quantizer's backends can pack."""
     strided = isinstance(x, Tensor) and x.layout == torch.strided and x.device.type in ("cpu", "cuda")
-    return strided and x.dtype in _COMPRESSIBLE and x.numel() > 0
+    if not strided or x.is_nested or x.dtype not in _COMPRESSIBLE or x.numel() == 0:
+        return False
+    # What has operations of its own, as a fake or a distributed tensor, may have no memory.
+    has_own: bool = torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python)
+    return not has_own
 
 
 def apply(function: type[Function], *arguments: Any) -> Tensor:
@@ -243,10 +266,16 @@ def compress_linear(
     mode: Compression, func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor | None:
     """`F.linear`: the input kept as the scheme says."""
-    if not (compressible(input) and weight.requires_grad and weight.dim() == 2 and weight.numel() > 0):
+    if not (compressible(input) and is_layer(weight, bias)):
         return None
     kept = mode.keep_input("linear", input, projected=True)
     return apply(Linear, func, True, *kept, input, weight, bias) if kept else None
+
+
+def is_layer(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are a linear layer's, and its input is kept: a matrix that is trained, and a row if anything."""
+    row = bias is None or bias.dim() < 2
+    return row and weight.requires_grad and weight.dim() == 2 and weight.numel() > 0
 
 
 def compress_matmul(

@@ -7,7 +7,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -95,8 +95,14 @@ def announced_npy(path: Path) -> Announced:
         return _header(path.stem, file, os.fstat(file.fileno()).st_size)
 
 
-def check_sizes(arrays: Iterable[tuple[str, Announced]], limit_bytes: int) -> None:
+def check_sizes(
+    arrays: Iterable[tuple[str, Announced]],
+    limit_bytes: int,
+    held_bytes: Callable[[str, Announced], int] = lambda _, array: array.array_bytes,
+) -> None:
     """Refuse what headers announce before anything of that size is allocated.
+
+    `held_bytes` is what an array takes once it has been read, where that may be more than the file says.
 
     Raises:
         ArrayError: an array holds Python objects or not what it announces, or all together are above `limit_bytes`.
@@ -105,7 +111,7 @@ def check_sizes(arrays: Iterable[tuple[str, Announced]], limit_bytes: int) -> No
     for key, array in arrays:
         if array.dtype.hasobject:
             raise ArrayError(f"{key!r} holds Python objects, which are not read", "save it as numbers")
-        total_bytes += array.array_bytes
+        total_bytes += max(array.array_bytes, held_bytes(key, array))
         if total_bytes > limit_bytes:
             raise ArrayError(
                 f"with {key!r} of shape {list(array.shape)} the arrays claim {_gibibytes(total_bytes)}, but "

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from actbench.graphs.arrays import UNREADABLE, read_arrays
+from actbench.home import home_folder
 
 # Raised whenever what a reader does to the files changes.
 _VERSION = 1
@@ -58,5 +59,5 @@ def keep(folder: Path, current: str, tensors: dict[str, Tensor]) -> None:
 
 def _places(folder: Path) -> Iterator[Path]:
     yield folder / "actbench.npz"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache")
     yield home / "actbench" / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.npz"

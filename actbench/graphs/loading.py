@@ -15,6 +15,7 @@ from actbench.graphs.npz import npz_entry, read_npz
 from actbench.graphs.raw import SOURCES
 from actbench.graphs.reason import reason
 from actbench.graphs.synthetic import generate
+from actbench.home import expand_home
 
 _BAGS_OF_WORDS = ("cora", "citeseer", "pubmed", "computers", "photo", "physics")
 
@@ -32,7 +33,7 @@ def load(name: str, data_dir: Path, seed: int = 0) -> Graph:
     if seed < 0:
         raise DataError(f"The seed {seed} is negative: give 0 or more.")
     if name.endswith(".npz"):
-        return read_npz(Path(name).expanduser(), seed)
+        return read_npz(expand_home(name), seed)
     entry = find(name)
     return generate(entry) if entry.synthetic else _load_real(entry, data_dir, seed)
 
@@ -43,7 +44,7 @@ def sizes_of(name: str) -> Entry:
     Raises:
         DataError: no such name, or the `.npz` file is absent or damaged.
     """
-    return npz_entry(Path(name).expanduser()) if name.endswith(".npz") else as_loaded(find(name))
+    return npz_entry(expand_home(name)) if name.endswith(".npz") else as_loaded(find(name))
 
 
 def present(name: str, data_dir: Path) -> bool:
@@ -53,7 +54,7 @@ def present(name: str, data_dir: Path) -> bool:
         DataError: no such name.
     """
     if name.endswith(".npz"):
-        return Path(name).expanduser().is_file()
+        return expand_home(name).is_file()
     entry = find(name)
     return entry.synthetic or all(file.is_file() for file in SOURCES[name].files(data_dir))
 

@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from actbench.errors import DataError
 from actbench.graphs.arrays import (
     UNREADABLE,
+    Announced,
     Array,
     ArrayError,
     announced,
@@ -99,8 +101,19 @@ def _wanted(path: Path, archive: zipfile.ZipFile) -> list[str]:
 
 
 def _read(archive: zipfile.ZipFile, keys: Sequence[str]) -> dict[str, Array]:
-    check_sizes(((key, announced(archive, key)) for key in keys), most_bytes())
+    headers = {key: announced(archive, key) for key in keys}
+    check_sizes(headers.items(), most_bytes(), _held_bytes)
     return {key: read_member(archive, key) for key in keys}
+
+
+def _held_bytes(key: str, array: Announced) -> int:
+    """Of the array in the graph, where it may be wider than in the file: features are float32, numbers of nodes int64.
+
+    Of labels, float32 if there are many of a node, the wider of the two.
+    """
+    if array.dtype.kind == "b" and key in _MASKS:
+        return array.array_bytes
+    return prod(array.shape) * (4 if key == "x" else 8)
 
 
 def _assemble(path: Path, arrays: dict[str, Array], seed: int) -> Graph:

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from actbench.errors import KernelError
 from actbench.graphs import catalogue, present
+from actbench.home import home_folder
 from actbench.meters import describe_environment, find_gpus, free_memory, usable_cores, watch_process
 from actbench.quant import loops
 from actbench.quant.sources import cupy_extra
@@ -176,7 +177,7 @@ def _capability(capability: tuple[int, int]) -> Finding:
 def _caches(device: Device) -> Iterator[Finding]:
     yield _numba_cache()
     if device == "cuda":
-        yield _cupy_cache(Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache"))
+        yield _cupy_cache(Path(os.environ.get("CUPY_CACHE_DIR") or home_folder() / ".cupy" / "kernel_cache"))
 
 
 def _numba_cache() -> Finding:

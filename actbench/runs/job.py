@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Final
 
+from actbench.home import expand_home
 from actbench.models import Architecture
 from actbench.scheme import Scheme
 from actbench.training import Recipe
@@ -50,7 +50,7 @@ def digest_of(dataset: str) -> str | None:
     """SHA-256 of a data file of the user's own, None for a named data set."""
     if not dataset.endswith(".npz"):
         return None
-    with Path(dataset).expanduser().open("rb") as file:
+    with expand_home(dataset).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

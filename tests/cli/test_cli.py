@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,8 @@ WRONG = [
     (["--output", "/dev/null"], "no regular file"),
     (["--output", "x" * 300], "cannot be written"),
     (["--dataset", "x" * 300 + ".npz"], "cannot be read"),
+    (["--dataset", "~no-such-user/x.npz"], "There is no file ~no-such-user/x.npz"),
+    (["--output", "~no-such-user/x.jsonl"], "there is no folder"),
 ]
 
 
@@ -161,6 +164,18 @@ def test_wrong_input_is_one_sentence(
     says: str,
 ) -> None:
     refused(actbench_here(monkeypatch, capfd, tmp_path, "run", "--device", "cpu", *arguments), says)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_for_temporary_files_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # Undone before pytest itself asks for one.
+    with monkeypatch.context() as without:
+        without.setattr(tempfile, "tempdir", None)
+        without.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+        done = actbench_here(monkeypatch, capfd, tmp_path, "run", *SMALL, "--quiet")
+    refused(done, "let TMPDIR name one")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1296,3 +1296,15 @@ def test_what_a_reduction_makes_is_not_kept_either(reduce: str, directed: bool) 
         ("relu", "bfloat16"),
         ("relu", "uint8"),
     ]
+
+
+def test_what_is_changed_by_way_of_data_is_kept_as_it_is_then() -> None:
+    """Of which no version tells: of what is 0 the next layer's weight has no gradient."""
+    x, weight = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(4, WIDTH, requires_grad=True)
+    with actbench.compress("derived"):
+        y = F.relu(x * 2)
+        y.data.zero_()
+        out = F.linear(y, weight)
+    out.sum().backward()
+    assert weight.grad is not None
+    assert not weight.grad.any()

@@ -12,10 +12,13 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
 from torch.overrides import _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointError, checkpoint
@@ -551,6 +554,43 @@ def test_a_context_is_open_once_at_a_time(scheme: str) -> None:
     assert_nothing_is_open()
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_contexts_that_end_in_another_order_are_refused(scheme: str) -> None:
+    """Of a generator that hands over inside of one; the caller's would go on under the generator's scheme."""
+
+    def batches() -> Iterator[None]:
+        with actbench.compress(scheme):
+            with torch.no_grad():
+                sage()(*graph())
+            yield
+
+    generator = batches()
+    next(generator)
+    outer = actbench.compress("int8")
+    outer.__enter__()
+    with pytest.raises(UsageError, match="in another order"):
+        next(generator)
+    assert_nothing_is_open()
+    with pytest.raises(UsageError, match="not open in this thread"):
+        outer.__exit__(None, None, None)
+
+
+def test_a_context_is_left_in_the_thread_that_entered_it() -> None:
+    context = actbench.compress("int8")
+    with context, pytest.raises(UsageError, match="not open in this thread"):
+        in_threads(lambda: context.__exit__(None, None, None))
+    assert_nothing_is_open()
+
+
+@pytest.mark.parametrize("scheme", COMPRESSING)
+def test_a_seed_is_any_integer(scheme: str) -> None:
+    expected = once(sage(), scheme, 3)
+    for seed in (np.int64(3), np.uint8(3), torch.tensor(3), 3 + 2**64):
+        assert equal(once(sage(), scheme, seed), expected)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="float"):
+        actbench.compress(scheme, seed=3.5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("scheme", ["blockwise-vm", "bf16", "checkpoint"])
 def test_two_models_in_one_context(scheme: str) -> None:
     """The first is as if alone, the second but for its noise."""
@@ -806,6 +846,43 @@ def test_transforms_of_torch_func_are_left_to_torch(scheme: str, name: str) -> N
     with pytest.raises(RuntimeError):
         torch.autograd.grad(out.sum(0), parameters, torch.eye(CLASSES), retain_graph=True, is_grads_batched=True)
     torch.autograd.grad(out.sum(0), parameters, torch.eye(CLASSES)[0])
+
+
+@pytest.mark.parametrize("scheme", COMPRESSING)
+def test_forward_mode_is_left_to_torch(scheme: str) -> None:
+    """Functions of ours have no derivative of that kind."""
+
+    def tangent() -> Tensor:
+        network, x = nn.Sequential(nn.Linear(FEATURES, 24), nn.ReLU()), graph()[0]
+        with forward_ad.dual_level():
+            out = network(forward_ad.make_dual(x, torch.ones_like(x)))
+            found: Tensor = forward_ad.unpack_dual(out).tangent
+        return found
+
+    torch.manual_seed(0)
+    expected = tangent()
+    torch.manual_seed(0)
+    with actbench.compress(scheme):
+        assert torch.equal(tangent(), expected)
+
+
+@pytest.mark.parametrize("scheme", COMPRESSING)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_tensors_without_values_of_their_own_are_left_to_torch(scheme: str) -> None:
+    """Fake ones, by which tools reckon a model's memory, and nested ones."""
+    with FakeTensorMode(), actbench.compress(scheme):
+        network = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Dropout(0.5))
+        out = network(torch.randn(6, 8))
+    assert isinstance(out, FakeTensor)
+    layer, rows = nn.Linear(8, 4), torch.randn(5, 8)
+    found = []
+    for each in ("fp32", scheme):
+        layer.zero_grad()
+        with actbench.compress(each):
+            nested = layer(torch.nested.nested_tensor([rows[:2], rows[2:]])).relu()
+        nested.to_padded_tensor(0.0).sum().backward()
+        found.append(gradients(layer))
+    assert equal(*found)
 
 
 @pytest.mark.slow

@@ -559,3 +559,23 @@ def test_defaults_of_a_users_own_do_not_matter(scheme: str) -> None:
         assert linear.weight.grad is not None
         gradients.append(linear.weight.grad.clone())
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "derived"])
+@pytest.mark.parametrize("shapes", [[(5, 8), (6, 5)], [(5, 8), (1, 5)], [(8,)]])
+def test_linears_that_are_no_layers_stay_exact(shapes: list[tuple[int, ...]], scheme: str) -> None:
+    """A bias for every row, or a weight that is a vector; of data as it is, and of a sparse product."""
+
+    def gradients(scheme: str, adjacency: Tensor) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        parameters = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+        x = torch.randn(6, 8, generator=generator).requires_grad_()
+        with actbench.compress(scheme, seed=1):
+            out = F.linear(adjacency @ (x * 2), *parameters)
+        out.square().sum().backward()
+        return [leaf.grad for leaf in (*parameters, x) if leaf.grad is not None]
+
+    for adjacency in (torch.eye(6), torch.eye(6).to_sparse_csr()):
+        found, expected = gradients(scheme, adjacency), gradients("fp32", adjacency)
+        assert len(found) == len(expected) == len(shapes) + 1
+        assert all(map(torch.equal, found, expected))

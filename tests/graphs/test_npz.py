@@ -187,6 +187,24 @@ def test_archive_that_unpacks_to_too_much(tmp_path: Path, monkeypatch: pytest.Mo
     refuse(tmp_path / "graph.npz", "GiB")
 
 
+@pytest.mark.parametrize(
+    ("key", "array"),
+    [
+        ("x", np.zeros((NODES, 3 * 2**17 // NODES), np.float16)),
+        ("edge_index", np.zeros((2, 2**17), np.uint8)),
+        ("y", np.zeros((NODES, 2**18 // NODES), np.bool_)),
+    ],
+)
+def test_arrays_that_are_too_large_once_they_are_wide_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, array: Any
+) -> None:
+    """Bytes in a file become float32 and int64, four and eight times as many."""
+    monkeypatch.setattr(npz, "most_bytes", lambda: 2**20)
+    assert array.nbytes < 2**20
+    np.savez_compressed(tmp_path / "graph.npz", **(valid_arrays() | {key: array}))
+    refuse(tmp_path / "graph.npz", f"with '{key}'", "GiB at most")
+
+
 def member(header: bytes, content: bytes = b"", version: int = 1) -> bytes:
     length = len(header).to_bytes(2 if version == 1 else 4, "little")
     return b"\x93NUMPY" + bytes([version, 0]) + length + header + content
