@@ -30,8 +30,8 @@ def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[T
     torch's generators. Results of forward do not change, but under `bf16`. The innermost of nested contexts decides; a
     context is open once at a time. Raises `SchemeError` for an invalid text.
 
-    Under a derived scheme the gradient by what a batch norm, ReLU or sparse product returns may pass that tensor by: a
-    hook on it, or `retain_grad`, comes before its first use.
+    Under a derived scheme the gradient by what a batch norm, ReLU or sparse product returns passes that tensor by if
+    nobody holds it any more in backward: a hook on such a one comes before its first use.
 
     Equal seeds give equal noise: in a training loop give none, or enter one context again and again. Double backward
     is refused with an error, and so is `torch.utils.checkpoint` without `use_reentrant`; with it, what runs again in

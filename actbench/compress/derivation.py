@@ -254,7 +254,7 @@ def _linear(
     if held is None:
         return None
     symmetry = symmetry_of(adjacency)
-    return apply(ProductLinear, func, *held, symmetry, reduce, adjacency, input.detach(), x, weight, bias)
+    return apply(ProductLinear, func, *held, symmetry, reduce, adjacency, input, x, weight, bias)
 
 
 def _product(

@@ -4,6 +4,9 @@ Between batch norm, ReLU and dropout gradients travel on ties: outputs without a
 consumer, the next of the three. Backward so meets all three in a row, whatever else uses their results: a gradient on
 a tie is passed on as it came, what is to be done with it goes along in the tie's `Knot`, and the last of them does it
 at once. What other operations make of the results comes by the results themselves, and is added.
+
+A result that still lives in backward may be looked at there: by `torch.autograd.grad`, a hook, or `retain_grad`. It is
+given its whole gradient, too.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import TensorWeakRef
 
 from actbench.compress.functions import DrawnMask
 from actbench.compress.products import Symmetry, transposed_product
@@ -116,10 +120,24 @@ class Knot(Generic[What]):
         return self._left.pop(torch._C._current_graph_task_id())
 
 
-Dropping = Knot[Dropped]
-"""Between a ReLU and its dropout, which leaves its mask."""
-Rectifying = Knot[tuple[Rectifier, RectifiedCodes, Dropped | None]]
-"""Between a batch norm and its ReLU, which leaves its codes and the dropout after it."""
+@dataclass(frozen=True)
+class Given:
+    """A gradient given to a result that lives, told from what others add to it or make of it."""
+
+    address: int
+    version: int
+
+    @staticmethod
+    def of(gradient: Tensor) -> Given:
+        """Of a gradient that nobody else has seen yet."""
+        return Given(gradient.data_ptr(), gradient._version)
+
+
+Dropping = Knot[tuple[Dropped, bool]]
+"""Between a ReLU and its dropout, which leaves its mask, and whether the ReLU's output was given the gradient, too."""
+Rectifying = Knot[tuple[Rectifier, RectifiedCodes, Dropped | None, Given | None]]
+"""Between a batch norm and its ReLU, which leaves its codes, the dropout after it and what the norm's output was given.
+"""
 
 
 @dataclass
@@ -165,20 +183,20 @@ class Norm(Function):
         weight, bias, inverse_std = ctx.saved_tensors
         normed: Normed = ctx.normed
         nothing = (None,) * 4
+        if by_tie is not None:
+            rectifier, codes, dropped, given = normed.knot.take()
+            if by_y is None or given == Given.of(by_y):
+                gradients = rectifier.norm_backward(by_tie, codes, dropped, weight, bias, inverse_std)
+                return None, *gradients, *nothing
+            if given is None:
+                by_y = by_y + rectifier.passed(by_tie, codes, dropped)
         if by_y is None:
-            if by_tie is None:
-                return (None,) * 8
-            rectifier, codes, dropped = normed.knot.take()
-            gradients = rectifier.norm_backward(by_tie, codes, dropped, weight, bias, inverse_std)
-            return None, *gradients, *nothing
+            return (None,) * 8
         if normed.late is None or normed.kept is None:
             raise RuntimeError(
                 f"what was made of {normed.name} went into an operation that compress cannot see, as an autograd "
                 "function of your own: open compress('int4') or 'fp32' around that part."
             )
-        if by_tie is not None:
-            rectifier, codes, dropped = normed.knot.take()
-            by_y = by_y + rectifier.passed(by_tie, codes, dropped)
         packed = normed.late.grad_fn.saved_tensors  # type: ignore[union-attr]
         y = normed.kept.recover(packed).to(torch.float32)
         x = torch.where(weight == 0, 0, (y - bias) / weight)
@@ -223,6 +241,8 @@ class Rectify(Function):
         With a `tie` of the batch norm that made x, the gradient goes along that one, with the knot `onward`.
         """
         ctx.rectifier, ctx.onward, ctx.knot = rectifier, onward, knot
+        # In place there is no x any more but the result.
+        ctx.x = None if inplace else TensorWeakRef(x)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*codes)
         if inplace:
@@ -238,15 +258,20 @@ class Rectify(Function):
         gradient, dropped = by_out, None
         nothing = (None,) * 5
         if by_tie is not None:
-            gradient, dropped = by_tie, ctx.knot.take()
-            if by_out is not None:
+            dropped, given = ctx.knot.take()
+            if given:
+                gradient, dropped = by_out, None
+            elif by_out is None:
+                gradient = by_tie
+            else:
                 gradient, dropped = ctx.rectifier.passed(by_tie, codes, dropped) + by_out, None
         if gradient is None:
             return (*nothing, None, None)
         if ctx.onward is None:
             return *nothing, ctx.rectifier.passed(gradient, codes, dropped), None
-        ctx.onward.leave((ctx.rectifier, codes, dropped))
-        return *nothing, None, gradient
+        by_x = ctx.rectifier.passed(gradient, codes, dropped) if ctx.x is not None and ctx.x() is not None else None
+        ctx.onward.leave((ctx.rectifier, codes, dropped, None if by_x is None else Given.of(by_x)))
+        return *nothing, by_x, gradient
 
 
 class DropRectified(Function):
@@ -258,6 +283,7 @@ class DropRectified(Function):
     ) -> Tensor:
         """Keeps the mask or what it is drawn from, and appends it to `kept`."""
         ctx.mask, ctx.knot = mask, knot
+        ctx.x = None if inplace else TensorWeakRef(x)
         out, of_mask = mask.drawn.draw(x)
         kept.append(of_mask)
         ctx.save_for_backward(of_mask)
@@ -271,8 +297,11 @@ class DropRectified(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Exact."""
         (kept,) = ctx.saved_tensors
-        ctx.knot.leave(ctx.mask.take(kept, gradient.device, last=True))
-        return None, None, None, None, None, gradient
+        dropped = ctx.mask.take(kept, gradient.device, last=True)
+        given = ctx.x is not None and ctx.x() is not None
+        ctx.knot.leave((dropped, given))
+        by_x = scale_where(gradient, dropped.mask, dropped.factor) if given else None
+        return *(None,) * 4, by_x, gradient
 
 
 class Elu(Function):
@@ -347,26 +376,29 @@ class ProductLinear(Function):
     ) -> Tensor:
         """Keeps the adjacency, the weight and `packed`, which `kept` reads x from; `aggregated` is A x by `reduce`."""
         ctx.kept, ctx.symmetry, ctx.reduce = kept, symmetry, reduce
+        ctx.aggregated = TensorWeakRef(aggregated)
         ctx.save_for_backward(adjacency, weight, *packed)
         return product(aggregated, weight) if bias is None else product(aggregated, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Exact for x and bias, an estimate for the weight."""
+        """Exact for x, by way of `aggregated` as long as that lives, and bias, an estimate for the weight."""
         adjacency, weight, *packed = ctx.saved_tensors
-        by_x = by_weight = by_bias = None
+        by_aggregated = by_x = by_weight = by_bias = None
         if ctx.needs_input_grad[9]:
             by_bias = gradient.sum(0)
+        if ctx.needs_input_grad[6] and ctx.aggregated() is not None:
+            by_aggregated = gradient @ weight.to(gradient.dtype)
         if ctx.needs_input_grad[7] or ctx.needs_input_grad[8]:
             # Under autocast the gradient is shorter than the adjacency.
             g = transposed_product(adjacency, ctx.symmetry, gradient.to(adjacency.dtype), ctx.reduce)
             # First the weight's, so that what x is read back into is gone before x's own is made.
             if ctx.needs_input_grad[8]:
                 by_weight = ctx.kept.left_product(g.t(), tuple(packed))
-            if ctx.needs_input_grad[7]:
+            if ctx.needs_input_grad[7] and by_aggregated is None:
                 by_x = g @ weight.to(g.dtype)
-        return None, None, None, None, None, None, None, by_x, by_weight, by_bias
+        return *(None,) * 6, by_aggregated, by_x, by_weight, by_bias
 
 
 def _tie(out: Tensor) -> Tensor:

@@ -302,12 +302,14 @@ class SparseProduct(Function):
     ) -> Tensor:
         """Keeps nothing that is not the graph's already."""
         ctx.symmetry, ctx.reduce = symmetry, reduce
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(adjacency)
         return product(adjacency, x) if reduce is None else product(adjacency, x, reduce)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[None, None, None, Tensor | None, None]:
         """Exact."""
         (adjacency,) = ctx.saved_tensors
-        return None, None, None, transposed_product(adjacency, ctx.symmetry, gradient, ctx.reduce), None
+        by_x = None if gradient is None else transposed_product(adjacency, ctx.symmetry, gradient, ctx.reduce)
+        return None, None, None, by_x, None

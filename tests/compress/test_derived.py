@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError, checkpoint
 from torch_geometric.nn import GAT, GCN, GCN2Conv, GraphSAGE, SAGEConv
 
@@ -589,6 +590,86 @@ def test_gradients_whoever_uses_a_batch_norms_output(name: str) -> None:
 @pytest.mark.parametrize("name", ["ReLU", "addition", "ReLU and dropout, then addition"])
 def test_gradients_of_what_is_used_after_the_context_too(name: str) -> None:
     compare(CONSUMERS[name], after=True)
+
+
+class Holding(TorchFunctionMode):
+    """Whatever is made while it is open lives as long as it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.held.append(out)
+        return out
+
+
+@pytest.mark.parametrize("name", CONSUMERS)
+def test_gradients_where_everything_lives_in_backward(name: str) -> None:
+    holding = Holding()
+
+    def consumer(m: Layers, y: Tensor) -> Tensor:
+        with holding:
+            holding.held.append(y)
+            return CONSUMERS[name](m, y)
+
+    compare(consumer)
+    assert len(holding.held) > 2
+
+
+def results_on_the_way(skips: bool) -> tuple[list[Tensor], Tensor]:
+    """What batch norm, ReLU, dropout and a sparse product make on the way to a loss, taken again if `skips`."""
+    torch.manual_seed(0)
+    m, x, adjacency = Layers(), torch.randn(ROWS, WIDTH, requires_grad=True), ring_matrix()
+    y = F.batch_norm(x, None, None, torch.linspace(0.5, 1, WIDTH).requires_grad_(), torch.zeros(WIDTH), training=True)
+    r = F.relu(y)
+    d = F.dropout(r, 0.4)
+    product = adjacency @ d
+    out = m.lin(product)
+    if skips:
+        out = out + (y + r * d + product)[:, : out.shape[1]]
+    return [y, r, d, product], out.square().sum()
+
+
+def ring_matrix() -> Tensor:
+    return mean_adjacency(ring(ROWS), ROWS)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_gradients_by_results_on_the_way(skips: bool) -> None:
+    """By one alone, by all at once, by `retain_grad` and by a hook that were set when the forward pass was over."""
+    found: dict[str, list[Tensor]] = {}
+    for scheme in ("fp32", "derived"):
+        with actbench.compress(scheme, seed=0):
+            results, loss = results_on_the_way(skips)
+        alone = [torch.autograd.grad(loss, each, retain_graph=True)[0] for each in results]
+        together = list(torch.autograd.grad(loss, results, retain_graph=True))
+        seen: list[Tensor] = []
+        for each in results:
+            each.retain_grad()
+            each.register_hook(lambda g, seen=seen: seen.append(g.clone()))
+        loss.backward()
+        assert len(seen) == len(results)
+        found[scheme] = [*alone, *together, *(each.grad for each in results if each.grad is not None), *seen[::-1]]
+    assert len(found["fp32"]) == 4 * 4
+    for exact, same in zip(found["fp32"], found["derived"], strict=True):
+        # No estimate is on the way to them, only sums of up to five terms in another order.
+        assert torch.allclose(exact, same, rtol=0, atol=8 * ULP * float(exact.abs().max()))
+
+
+def test_a_hook_set_late_changes_the_gradient_of_what_lives() -> None:
+    found = []
+    for scheme in ("fp32", "derived"):
+        torch.manual_seed(0)
+        m, x, bias = Layers(), torch.randn(ROWS, WIDTH), torch.zeros(WIDTH, requires_grad=True)
+        with actbench.compress(scheme, seed=0):
+            y = F.batch_norm(x, None, None, torch.ones(WIDTH, requires_grad=True), bias, training=True)
+            out = m.lin(F.dropout(F.relu(y), 0.4))
+        y.register_hook(lambda g: g * 3)
+        found.append(torch.autograd.grad(out.square().sum(), bias)[0])
+    # β's gradient is a sum over rows, and no estimate.
+    assert torch.allclose(found[0], found[1], rtol=0, atol=2 * ROWS * ULP * float(found[0].abs().max()))
 
 
 def test_a_use_that_nothing_sees_is_an_error_in_backward() -> None:
