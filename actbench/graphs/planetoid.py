@@ -79,8 +79,8 @@ def read_planetoid(files: Iterable[Path], entry: Entry) -> dict[str, Tensor]:
     if not index or not 0 <= min(index) <= max(index) < entry.nodes:
         raise ArrayError(f"its test nodes are not among the {entry.nodes} published")
     graph = contents.pop("graph")
-    parts: dict[str, Any] = {part: _dense(unpack(content), entry) for part, content in contents.items()}
-    parts |= {"graph": _edges(unpack(graph), len(graph)), "test.index": np.array(index, dtype=np.int64)}
+    parts: dict[str, Any] = {part: _dense(unpack(content, entry), entry) for part, content in contents.items()}
+    parts |= {"graph": _edges(unpack(graph, entry), len(graph)), "test.index": np.array(index, dtype=np.int64)}
     return _assemble(parts, entry)
 
 
@@ -149,15 +149,19 @@ def _edges(value: Any, file_bytes: int) -> Array:
     return np.array([sources, targets], dtype=np.int64)
 
 
-def unpack(content: bytes) -> Any:
+def unpack(content: bytes, entry: Entry) -> Any:
     """The value of a pickle that consists of what the published files do; strings are bytes.
 
     Raises:
-        ArrayError: the pickle asks for anything else.
+        ArrayError: the pickle asks for anything else, or has more instructions than a list of `entry`'s neighbours.
     """
     machine = _Machine()
+    # A byte may make a list of 56. The published graphs have up to 2.0 instructions for every node and edge.
+    most = 4 * (entry.nodes + entry.edges)
     with warnings.catch_warnings(action="ignore"):
-        for instruction, argument, _ in pickletools.genops(io.BytesIO(content)):
+        for count, (instruction, argument, _) in enumerate(pickletools.genops(io.BytesIO(content))):
+            if count == most:
+                raise ArrayError(f"a pickle has more instructions than the {most} of twice the published graph")
             machine.step(instruction.name, argument)
     if len(machine.stack) != 1:
         raise ArrayError("a pickle leaves more than one value")

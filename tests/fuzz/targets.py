@@ -102,7 +102,7 @@ def fuzz_planetoid(data: bytes) -> None:
     if part != "test.index":
         # Most changes end here, a hundred times sooner than if all eight files were read.
         try:
-            unpack(data[1:])
+            unpack(data[1:], find("cora"))
         except ValueError:
             return
     file = raw / f"ind.cora.{part}"

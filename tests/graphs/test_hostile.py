@@ -224,7 +224,7 @@ def test_no_pickle_but_the_published_kind_is_read(content: bytes) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=r"\w"):
-            unpack(content)
+            unpack(content, find("cora"))
         assert tracemalloc.get_traced_memory()[1] < MEBIBYTE
     finally:
         tracemalloc.stop()
@@ -232,9 +232,9 @@ def test_no_pickle_but_the_published_kind_is_read(content: bytes) -> None:
 
 def test_what_python_2_pickled_is_read() -> None:
     numbers = np.arange(6, dtype=np.int32).reshape(2, 3)
-    assert unpack(old_pickle(numbers)).array.tolist() == numbers.tolist()
-    assert unpack(old_pickle({3: [1, 2], 0: []})) == {3: [1, 2], 0: []}
-    fields = unpack(MATRIX).fields
+    assert unpack(old_pickle(numbers), find("cora")).array.tolist() == numbers.tolist()
+    assert unpack(old_pickle({3: [1, 2], 0: []}), find("cora")) == {3: [1, 2], 0: []}
+    fields = unpack(MATRIX, find("cora")).fields
     assert fields[b"_shape"] == (3, 3)
     assert fields[b"indices"].array.tolist() == [0, 1, 2]
 
@@ -294,6 +294,8 @@ INDPTR = np.minimum(np.arange(521), 6).astype(np.int32)
             + b"".join(b"M" + struct.pack("<H", node) + b"h\x00" for node in range(1000)) + b"u.",
             "more edges than its file has bytes",
         ),
+        # A byte each, of which Python makes 56.
+        ("graph", b"\x80\x02" + b"]" * 100_000, "more instructions than"),
         ("test.index", b"520\n1000000000000\n", "test nodes are not among the 540"),
         ("test.index", b"520\n99999999999999999999999\n", "test nodes are not among the 540"),
         ("test.index", b"-1\n520\n", "test nodes are not among the 540"),
