@@ -21,6 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from actbench.analysis.comparison import ComparedRow, Comparison, pareto_front
 from actbench.report.page import about, metric_name
 from actbench.report.phrases import MEBIBYTE, Language, Sentence, say, word
+from actbench.report.whole import replace_file
 
 INK: Final = "#1b1d21"
 """Text, axes and the reference; an inline SVG has the page's own colour in its place."""
@@ -173,7 +174,7 @@ def write_chart(chart: Chart, folder: Path, stem: str, subject: str) -> Iterator
         chart.figure.suptitle(subject, x=0.01, horizontalalignment="left", fontsize=9, wrap=True)
     for suffix, content in (("png", chart.as_png()), ("svg", chart.as_svg().encode())):
         path = folder / f"{stem}-{chart.name}.{suffix}"
-        path.write_bytes(content)
+        replace_file(path, content)
         yield path
 
 

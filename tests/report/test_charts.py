@@ -1,4 +1,6 @@
+import errno
 import html
+import os
 import re
 import struct
 from pathlib import Path
@@ -126,3 +128,16 @@ def test_a_file_says_of_what_it_is_and_whether_that_was_generated(
         drawing = html.unescape(path.read_text(encoding="utf-8"))
         assert dataset in drawing
         assert ("(generated graph)" in drawing) == synthetic
+
+
+def test_a_full_disk_leaves_the_charts_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (comparison,) = compared(measured())
+    before = {path: path.read_bytes() for path in write_charts([comparison], "en", tmp_path)}
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        list(write_charts([comparison], "ja", tmp_path))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
