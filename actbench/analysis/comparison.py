@@ -12,7 +12,7 @@ from typing import Any, Final
 from actbench.analysis.distinction import distinctions, settings_of
 from actbench.analysis.intervals import Interval, paired_difference
 from actbench.analysis.study import Study, match_studies, study_key
-from actbench.analysis.summary import REFERENCE, Row, median_of_known, ratio, summarise
+from actbench.analysis.summary import REFERENCE, Row, median_of_known, ratio, summarise, timed_epochs
 from actbench.errors import OutputError, SchemeError, UsageError
 from actbench.runs import Record, RecordFile
 from actbench.runs.grid import FINAL
@@ -140,7 +140,7 @@ class ComparedRow:
     def median_epoch_seconds(self) -> dict[int, float]:
         """By seed, the median over the epochs after warm-up of the run that finished."""
         finished = [each.record for each in self.located if each.record["status"] == "ok"]
-        timed = {r["seed"]: r["epoch_seconds"][r["warmup_epochs"] :] for r in finished}
+        timed = {record["seed"]: timed_epochs(record) for record in finished}
         return {seed: statistics.median(seconds) for seed, seconds in timed.items() if seconds}
 
     @property
@@ -394,7 +394,7 @@ def _row(
 ) -> ComparedRow:
     records = [each.record for each in located]
     ok = [record for record in records if record["status"] == "ok"]
-    seconds = [s for record in ok for s in record["epoch_seconds"][record["warmup_epochs"] :]]
+    seconds = [s for record in ok for s in timed_epochs(record)]
     low, high = _percentiles(seconds)
     scores = _scores(located)
     ledger = next((r for r in [*ok, *records] if r["ledger"]), None)

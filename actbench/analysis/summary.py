@@ -102,9 +102,15 @@ class _Figures:
     epochs_per_second: float | None
 
 
+def timed_epochs(record: dict[str, Any]) -> list[float]:
+    """Seconds of the epochs after warm-up."""
+    seconds: list[float] = record["epoch_seconds"][record["warmup_epochs"] :]
+    return seconds
+
+
 def _figures(records: list[dict[str, Any]], peak_field: str) -> _Figures:
     ok = [r for r in records if r["status"] == "ok"]
-    seconds = [s for r in ok for s in r["epoch_seconds"][r["warmup_epochs"] :]]
+    seconds = [s for r in ok for s in timed_epochs(r)]
     return _Figures(
         saved_bytes=median_of_known(r["saved_bytes"] for r in records),
         peak_bytes=median_of_known(r[peak_field] for r in ok),

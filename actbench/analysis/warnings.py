@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from actbench.analysis.comparison import ComparedRow, Comparison
+from actbench.analysis.summary import timed_epochs
 from actbench.runs import Record
 
 FEW_EPOCHS: Final = 10
@@ -45,7 +46,7 @@ def find_cautions(comparison: Comparison) -> list[Caution]:
 
 def shows_warm_up(record: Record) -> bool:
     """Whether the first epochs that count are much slower than the later ones."""
-    kept = record["epoch_seconds"][record["warmup_epochs"] :]
+    kept = timed_epochs(record)
     if len(kept) < _LEAST_FOR_WARM_UP:
         return False
     first, later = kept[:_FIRST_EPOCHS], kept[_FIRST_EPOCHS:]

@@ -269,7 +269,7 @@ class Rectify(Function):
             return (*nothing, None, None)
         if ctx.onward is None:
             return *nothing, ctx.rectifier.passed(gradient, codes, dropped), None
-        by_x = ctx.rectifier.passed(gradient, codes, dropped) if ctx.x is not None and ctx.x() is not None else None
+        by_x = ctx.rectifier.passed(gradient, codes, dropped) if _lives(ctx.x) else None
         ctx.onward.leave((ctx.rectifier, codes, dropped, None if by_x is None else Given.of(by_x)))
         return *nothing, by_x, gradient
 
@@ -298,7 +298,7 @@ class DropRectified(Function):
         """Exact."""
         (kept,) = ctx.saved_tensors
         dropped = ctx.mask.take(kept, gradient.device, last=True)
-        given = ctx.x is not None and ctx.x() is not None
+        given = _lives(ctx.x)
         ctx.knot.leave((dropped, given))
         by_x = scale_where(gradient, dropped.mask, dropped.factor) if given else None
         return *(None,) * 4, by_x, gradient
@@ -388,7 +388,7 @@ class ProductLinear(Function):
         by_aggregated = by_x = by_weight = by_bias = None
         if ctx.needs_input_grad[9]:
             by_bias = gradient.sum(0)
-        if ctx.needs_input_grad[6] and ctx.aggregated() is not None:
+        if ctx.needs_input_grad[6] and _lives(ctx.aggregated):
             by_aggregated = gradient @ weight.to(gradient.dtype)
         if ctx.needs_input_grad[7] or ctx.needs_input_grad[8]:
             # Under autocast the gradient is shorter than the adjacency.
@@ -399,6 +399,10 @@ class ProductLinear(Function):
             if ctx.needs_input_grad[7] and by_aggregated is None:
                 by_x = g @ weight.to(g.dtype)
         return *(None,) * 6, by_aggregated, by_x, by_weight, by_bias
+
+
+def _lives(x: TensorWeakRef | None) -> bool:
+    return x is not None and x() is not None
 
 
 def _tie(out: Tensor) -> Tensor:
