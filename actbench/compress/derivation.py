@@ -44,14 +44,15 @@ from actbench.compress.interception import (
     compress_relu,
     compress_sparse_product,
     compressible,
+    has_memory,
     is_layer,
     uncompiled,
 )
 from actbench.compress.known import Known, version_of
 from actbench.compress.ledger import before_closing
-from actbench.compress.products import symmetry_of
+from actbench.compress.products import content_of
 from actbench.compress.saved import Keeping, Kept, keeps_seed
-from actbench.quant import Rectifier
+from actbench.quant import Rectifier, dense_sum
 from actbench.scheme import Scheme
 
 Held = tuple[Keeping, tuple[Tensor, ...]]
@@ -68,11 +69,13 @@ class Derivation(Compression):
         self.held = Known()
         """How tensors' values are read: a `Held`."""
         self.aggregated = Known()
-        """Of a product A x: A, x and how its terms were reduced, and the versions that the two had."""
+        """Of a product A x: A, x, how its terms were reduced, and the versions and contents that the two had."""
         self.tied = Known()
         """Of a ReLU's output: its tie and knot, until a dropout takes them."""
         self.normed = Known()
         """Of a batch norm's output: its tie and `Normed`."""
+        self._escaped: set[int] = set()
+        """Where storages lie that others write to unseen."""
         self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         """Tensors without gradient that were made inside, changed in place or not: no data that stays anyway."""
         self._taken: Tensor | None = None
@@ -92,6 +95,7 @@ class Derivation(Compression):
             super().__exit__(kind, error, trace)
             for known in (self.held, self.aggregated, self.tied, self.normed, self._made):
                 known.clear()
+            self._escaped.clear()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
@@ -103,9 +107,11 @@ class Derivation(Compression):
         """As `__torch_function__`, and see what becomes of batch norms' outputs and which tensors are made."""
         if _may_change_in_place(func):
             self._settle(args, kwargs)
-        # Equal, not the same: each look at it makes another.
-        if func == _DATA:
-            self._forget(args[0])
+            # Its own version tells of a tensor; of others that share its memory by way of `data` none does.
+            self._forget(args[:1], but_itself=True)
+        if func in _ESCAPES and has_memory(args[0]) and not self.is_data(args[0]):
+            self._forget(args[:1])
+            self._escaped.add(args[0].untyped_storage().data_ptr())
         out = super().__torch_function__(func, types, args, kwargs)
         results = [each for each in (out if isinstance(out, list | tuple) else (out,)) if isinstance(each, Tensor)]
         if results:
@@ -117,15 +123,28 @@ class Derivation(Compression):
         self._taken = None
         return out
 
-    def keep_input(self, operation: str, x: Tensor, projected: bool, rows: int | None = None) -> Held | None:
+    def keep_input(self, operation: str, x: Tensor, projected: bool, rows: int | None = None) -> Held:
         """What is held of `x` already, x itself if it is data, or else one code for this and later calls."""
         held = self.held_of(x)
-        if held is None and not x.requires_grad and not self.made(x):
+        if held is None and self.is_data(x):
             held = AsIs(), (x,)
         if held is None:
-            held = super().keep_input(operation, x, projected, rows)
-            self.held[x] = held
+            held = super().keep_input(operation, x, projected, rows) or (AsIs(), (x.detach(),))
+            self.hold(x, held)
         return held
+
+    def hold(self, x: Tensor, held: Held) -> None:
+        """Let later calls read `x` from what is `held` of it, as long as all that changes it is seen."""
+        if not self.escaped(x):
+            self.held[x] = held
+
+    def escaped(self, x: Tensor) -> bool:
+        """Whether the memory of `x` is in somebody's hands whose writing no mode and no version tells of."""
+        return x.untyped_storage().data_ptr() in self._escaped
+
+    def is_data(self, x: Tensor) -> bool:
+        """Whether `x` stays anyway: it needs no gradient and was there before."""
+        return not x.requires_grad and not self.made(x)
 
     def held_of(self, x: Tensor) -> Held | None:
         """What is held of `x` or of what it is a mere reshaping of."""
@@ -156,11 +175,19 @@ class Derivation(Compression):
         for y, (_, normed) in self.normed.items():
             self._keep_late(y, normed)
 
-    def _forget(self, x: Tensor) -> None:
-        """Of what is changed by way of `x.data` no version tells."""
-        self._settle((x,), None)
-        for known in (self.held, self.aggregated, self.tied, self.normed):
-            known.pop(x)
+    def _forget(self, changing: tuple[Any, ...], but_itself: bool = False) -> None:
+        """Forget what is known of tensors in the memory of one that is `changing`, whatever their versions tell."""
+        places = {each.untyped_storage().data_ptr() for each in changing if has_memory(each)}
+        if not places:
+            return
+        for known in (self.normed, self.held, self.aggregated, self.tied):
+            for each, what in known.items():
+                if but_itself and any(each is one for one in changing):
+                    continue
+                if has_memory(each) and each.untyped_storage().data_ptr() in places:
+                    if known is self.normed:
+                        self._keep_late(each, what[1])
+                    known.pop(each)
 
     def _settle(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
         """Keep the batch norms' outputs among what a function that is no ReLU has taken."""
@@ -174,7 +201,7 @@ class Derivation(Compression):
         self, func: Callable[..., Any], out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any] | None
     ) -> bool:
         """Whether `out` is a tensor of its own, and neither an argument nor a view of data."""
-        if out.layout != torch.strided or out._is_view() or any(out is each for each in _tensors(args, kwargs)):
+        if not has_memory(out) or out._is_view() or any(out is each for each in _tensors(args, kwargs)):
             return False
         return func is not Tensor.detach or args[0].requires_grad or self.made(args[0])
 
@@ -206,7 +233,16 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Iterator[T
                 yield each
 
 
-_DATA: Final = Tensor.data.__get__  # type: ignore[attr-defined]
+_ESCAPES: Final = (
+    Tensor.data.__get__,  # type: ignore[attr-defined]
+    Tensor.numpy,
+    Tensor.__array__,
+    Tensor.__dlpack__,
+    Tensor.untyped_storage,
+    Tensor.storage,
+    Tensor.data_ptr,
+)
+"""Functions that hand out a tensor's memory. Equal, not the same: each look at `data.__get__` makes another."""
 _RELUS: Final = (F.relu, torch.relu, Tensor.relu, torch.relu_, Tensor.relu_)
 
 
@@ -247,14 +283,14 @@ def _linear(
     factors = mode.aggregated.get(input)
     if factors is None or not is_layer(weight, bias) or _is_watched(input):
         return compress_linear(mode, func, input, weight, bias)
-    adjacency, x, reduce, versions = factors
+    adjacency, x, reduce, versions, content, of_data = factors
     if versions != (version_of(adjacency), version_of(x)):
         return compress_linear(mode, func, input, weight, bias)
-    held = mode.keep_input("linear", x, projected=False)
-    if held is None:
-        return None
-    symmetry = symmetry_of(adjacency)
-    return apply(ProductLinear, func, *held, symmetry, reduce, adjacency, input, x, weight, bias)
+    kept, packed = mode.keep_input("linear", x, projected=False)
+    if isinstance(kept, AsIs):
+        # FP32 reads A x in backward, and neither A nor x: what they held must be what they hold then.
+        kept = AsIs(of_data)
+    return apply(ProductLinear, func, kept, packed, content, reduce, adjacency, input, x, weight, bias)
 
 
 def _product(
@@ -262,13 +298,16 @@ def _product(
 ) -> Tensor | None:
     if reduce not in (None, "sum", "mean") or sparse.layout != torch.sparse_csr or sparse.requires_grad:
         return None
-    if not compressible(dense) or dense.dim() != 2:
+    if not compressible(dense) or dense.dim() != 2 or sparse.dim() != 2 or sparse.values().dim() != 1:
         return None
+    content, of_data = content_of(sparse), dense_sum(dense) if mode.is_data(dense) else None
     if dense.requires_grad:
-        product = apply(SparseProduct, func, symmetry_of(sparse), sparse, dense, reduce)
+        product = apply(SparseProduct, func, True, sparse, dense, reduce)
     else:
         product = func(sparse, dense) if reduce is None else func(sparse, dense, reduce)
-    mode.aggregated[product] = sparse, dense, reduce, (version_of(sparse), version_of(dense))
+    if not mode.escaped(dense):
+        versions = version_of(sparse), version_of(dense)
+        mode.aggregated[product] = sparse, dense, reduce, versions, content, of_data
     return product
 
 
@@ -321,7 +360,7 @@ def _relu(mode: Derivation, func: Callable[..., Tensor], input: Tensor, inplace:
         mode.taken(input)
     knot = Dropping()
     out, next_tie = apply_for_two(Rectify, rectified.rectifier, codes, onward, knot, inplace, input, tie)
-    mode.held[out] = rectified, codes
+    mode.hold(out, (rectified, codes))
     mode.tied[out] = next_tie, knot
     return out
 
@@ -372,8 +411,9 @@ def _dropout(
     if not input.requires_grad:
         if inplace or mode.made(input):
             return None
+        content = dense_sum(input)
         out, of_mask = mask.drawn.draw(input)
-        mode.held[out] = DroppedOut(AsIs(), mask), (input, of_mask)
+        mode.hold(out, (DroppedOut(AsIs(content), mask), (input, of_mask)))
         return out
     tied, held = mode.tied.pop(input), mode.held.get(input)
     if tied is None or held is None or _is_watched(input):
@@ -382,7 +422,7 @@ def _dropout(
     inner, packed = held
     kept: list[Tensor] = []
     out = apply(DropRectified, mask, knot, kept, inplace, input, tie)
-    mode.held[out] = DroppedOut(inner, mask), (*packed, *kept)
+    mode.hold(out, (DroppedOut(inner, mask), (*packed, *kept)))
     return out
 
 

@@ -22,19 +22,27 @@ from torch.autograd.function import once_differentiable
 from torch.utils.weak import TensorWeakRef
 
 from actbench.compress.functions import DrawnMask
-from actbench.compress.products import Symmetry, transposed_product
+from actbench.compress.products import content_of, looked_at_product
 from actbench.compress.saved import Keeping, Kept, Watch
-from actbench.quant import Dropped, RectifiedCodes, Rectifier, scale_where
+from actbench.errors import UsageError
+from actbench.quant import Dropped, RectifiedCodes, Rectifier, dense_sum, scale_where
 
 What = TypeVar("What")
 
 
 @dataclass(frozen=True)
 class AsIs:
-    """A matrix that is there anyway, kept by reference: data."""
+    """A matrix that is there anyway, kept by reference: data.
+
+    Where FP32 would not read it again in backward, `content` is what `dense_sum` made of it.
+    """
+
+    content: Tensor | None = None
 
     def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
-        """It itself."""
+        """It itself. Raises `UsageError` if it is not what it was."""
+        if self.content is not None:
+            require_unchanged(self.content, dense_sum(packed[0]), "data that a layer read")
         return packed[0]
 
     def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
@@ -100,6 +108,17 @@ def _left_product(
     x = keeping.recover(packed)
     product = left @ x.reshape(left.shape[1], -1).to(left.dtype)
     return product if scale == 1 else product * scale
+
+
+def require_unchanged(before: Tensor, now: Tensor, what: str) -> None:
+    """Raise `UsageError` if the sums of a content differ; `what` says to a user of what. Waits for a GPU."""
+    if now.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    if not torch.equal(before, now):
+        raise UsageError(
+            f"{what} in forward was changed before backward came to read it again, in memory that it shares with "
+            "another tensor or array: change a copy, or open compress('fp32') around that part."
+        )
 
 
 class Knot(Generic[What]):
@@ -366,7 +385,7 @@ class ProductLinear(Function):
         product: Callable[..., Tensor],
         kept: Keeping,
         packed: tuple[Tensor, ...],
-        symmetry: Symmetry,
+        content: Tensor,
         reduce: str | None,
         adjacency: Tensor,
         aggregated: Tensor,
@@ -374,8 +393,11 @@ class ProductLinear(Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        """Keeps the adjacency, the weight and `packed`, which `kept` reads x from; `aggregated` is A x by `reduce`."""
-        ctx.kept, ctx.symmetry, ctx.reduce = kept, symmetry, reduce
+        """Keeps the adjacency, the weight and `packed`, which `kept` reads x from.
+
+        `aggregated` is A x by `reduce`, made when `content` was what A held.
+        """
+        ctx.kept, ctx.content, ctx.reduce = kept, content, reduce
         ctx.aggregated = TensorWeakRef(aggregated)
         ctx.save_for_backward(adjacency, weight, *packed)
         return product(aggregated, weight) if bias is None else product(aggregated, weight, bias)
@@ -391,8 +413,9 @@ class ProductLinear(Function):
         if ctx.needs_input_grad[6] and _lives(ctx.aggregated):
             by_aggregated = gradient @ weight.to(gradient.dtype)
         if ctx.needs_input_grad[7] or ctx.needs_input_grad[8]:
+            require_unchanged(ctx.content, content_of(adjacency), "an adjacency that was multiplied by")
             # Under autocast the gradient is shorter than the adjacency.
-            g = transposed_product(adjacency, ctx.symmetry, gradient.to(adjacency.dtype), ctx.reduce)
+            g = looked_at_product(adjacency, gradient.to(adjacency.dtype), ctx.reduce)
             # First the weight's, so that what x is read back into is gone before x's own is made.
             if ctx.needs_input_grad[8]:
                 by_weight = ctx.kept.left_product(g.t(), tuple(packed))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from actbench.compress.products import Symmetry, transposed_product
+from actbench.compress.products import Symmetry, looked_at_product, transposed_product
 from actbench.compress.saved import Keeping, Kept
 from actbench.quant import draw_mask, keep_where, pack_mask, pack_positive, scale_where, unpack_mask
 
@@ -295,21 +295,24 @@ class SparseProduct(Function):
     def forward(
         ctx: Any,
         product: Callable[..., Tensor],
-        symmetry: Symmetry,
+        looks: bool,
         adjacency: Tensor,
         x: Tensor,
         reduce: str | None,
     ) -> Tensor:
-        """Keeps nothing that is not the graph's already."""
-        ctx.symmetry, ctx.reduce = symmetry, reduce
+        """Keeps nothing that is not the graph's already; backward `looks` whether A is symmetric."""
+        ctx.looks, ctx.reduce = looks, reduce
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(adjacency)
         return product(adjacency, x) if reduce is None else product(adjacency, x, reduce)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[None, None, None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         """Exact."""
         (adjacency,) = ctx.saved_tensors
-        by_x = None if gradient is None else transposed_product(adjacency, ctx.symmetry, gradient, ctx.reduce)
-        return None, None, None, by_x, None
+        if gradient is None:
+            return (None,) * 5
+        if ctx.looks:
+            return None, None, None, looked_at_product(adjacency, gradient, ctx.reduce), None
+        return None, None, None, transposed_product(adjacency, Symmetry.NONE, gradient, ctx.reduce), None

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from actbench.compress.attention import Aggregate, Edges, aggregate, choose_edges, drop_edges
 from actbench.compress.autocast import Autocast, is_sparse_product, whole_product
 from actbench.compress.functions import Addmm, BatchNorm, DrawnMask, Dropout, LeakyRelu, Linear, Relu, SparseProduct
 from actbench.compress.offload import Offload
-from actbench.compress.products import Symmetry
 from actbench.compress.saved import Keeping, Kept, Noise, Watch, keeps_seed
 from actbench.errors import UsageError
 from actbench.quant import pack_mask
@@ -237,12 +237,18 @@ def open_compressions() -> list[Compression]:
 
 def compressible(x: Any) -> bool:
     """Whether `x` has values that one of the quantizer's backends can pack."""
-    strided = isinstance(x, Tensor) and x.layout == torch.strided and x.device.type in ("cpu", "cuda")
-    if not strided or x.is_nested or x.dtype not in _COMPRESSIBLE or x.numel() == 0:
+    return has_memory(x) and x.dtype in _COMPRESSIBLE and x.numel() > 0
+
+
+def has_memory(x: Any) -> bool:
+    """Whether `x` is a tensor whose values lie as such in memory of a CPU or a GPU."""
+    if not isinstance(x, Tensor) or is_lazy(x) or x.layout != torch.strided:
         return False
-    # What has operations of its own, as a fake or a distributed tensor, may have no memory.
+    if x.is_nested or x.device.type not in ("cpu", "cuda"):
+        return False
+    # What has operations of its own, as a fake or a distributed tensor, may have none.
     has_own: bool = torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python)
-    return not has_own
+    return not has_own and not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def apply(function: type[Function], *arguments: Any) -> Tensor:
@@ -424,7 +430,7 @@ def compress_sparse_product(
         return None
     if not (compressible(dense) and dense.requires_grad):
         return None
-    return apply(SparseProduct, func, Symmetry.NONE, sparse, dense, reduce)
+    return apply(SparseProduct, func, False, sparse, dense, reduce)
 
 
 def _drop_edges(mode: Compression, func: Callable[..., Edges], edges: Edges, p: float) -> Edges:

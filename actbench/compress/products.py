@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from actbench.compress.known import Known
+from actbench.quant import asymmetry_sums, dense_sum
 
 
 class Symmetry(Enum):
@@ -20,16 +21,27 @@ class Symmetry(Enum):
     """Aᵢⱼ = aᵢ where the pattern is symmetric, as the mean over neighbours: Aᵀ has A's pattern and the values aⱼ."""
 
 
-_known = Known()
+_REMEMBERED: Final = 256
+_known: dict[tuple[object, ...], Symmetry] = {}
+
+
+def content_of(matrix: Tensor) -> Tensor:
+    """What sparse CSR `matrix` holds now, told from any other content: int64 [3] on its device."""
+    parts = matrix.crow_indices(), matrix.col_indices(), matrix.values()
+    return torch.cat([dense_sum(part.detach()) for part in parts])
 
 
 def symmetry_of(matrix: Tensor) -> Symmetry:
-    """Which symmetry sparse CSR `matrix` [N, M] has; found once for each, by transposing it."""
-    known: Symmetry | None = _known.get(matrix)
+    """Which symmetry sparse CSR `matrix` [N, M] has now; found once for each content. Waits for a GPU."""
+    if matrix.shape[0] != matrix.shape[1] or matrix.values().dim() != 1:
+        return Symmetry.NONE
+    # No version tells of what is written by way of a tensor that the matrix wraps, so it is read each time.
+    key = *content_of(matrix).tolist(), matrix.shape, matrix.dtype, matrix.col_indices().dtype
+    known = _known.get(key)
     if known is None:
-        with torch.no_grad():
-            known = _find_symmetry(matrix)
-        _known[matrix] = known
+        if len(_known) >= _REMEMBERED:
+            _known.clear()
+        known = _known[key] = _find_symmetry(matrix)
     return known
 
 
@@ -50,17 +62,35 @@ def transposed_product(matrix: Tensor, symmetry: Symmetry, g: Tensor, reduce: st
     return product
 
 
+def looked_at_product(matrix: Tensor, g: Tensor, reduce: str | None = None) -> Tensor:
+    """As `transposed_product`, by what `matrix` holds now."""
+    if matrix.is_cuda and torch.cuda.is_current_stream_capturing():
+        return scattered_product(matrix, g, reduce)
+    return transposed_product(matrix, symmetry_of(matrix), g, reduce)
+
+
+def scattered_product(matrix: Tensor, g: Tensor, reduce: str | None = None) -> Tensor:
+    """As `transposed_product` of any A, entry by entry [E, H], with no look at what A holds.
+
+    A CUDA graph, which is replayed on contents that nobody has looked at, may hold it.
+    """
+    degree = matrix.crow_indices().diff()
+    if reduce == "mean":
+        g = g / degree.clamp(min=1).unsqueeze(1)
+    entries = matrix.values().numel()
+    terms = g.repeat_interleave(degree, 0, output_size=entries) * matrix.values().unsqueeze(1)
+    return g.new_zeros(matrix.shape[1], g.shape[1]).index_add_(0, matrix.col_indices(), terms)
+
+
 def _find_symmetry(matrix: Tensor) -> Symmetry:
-    if matrix.shape[0] != matrix.shape[1] or matrix.values().dim() != 1:
-        return Symmetry.NONE
-    other = matrix.t().to_sparse_csr()
-    crow, col, values = matrix.crow_indices(), matrix.col_indices(), matrix.values()
-    if not (torch.equal(crow, other.crow_indices()) and torch.equal(col, other.col_indices())):
-        return Symmetry.NONE
-    if torch.equal(values, other.values()):
+    values = matrix.values()
+    by_value, by_pattern, varied = asymmetry_sums(matrix.crow_indices(), matrix.col_indices(), values.detach()).tolist()
+    if by_value == by_pattern == 0:
         return Symmetry.EQUAL
-    spread = _row_values(matrix).repeat_interleave(crow.diff(), output_size=values.numel())
-    return Symmetry.BY_ROWS if torch.equal(values, spread) else Symmetry.NONE
+    # What is no number is equal to nothing, and has no value to be had by its row.
+    if by_pattern == varied == 0 and not bool(values.isnan().any()):
+        return Symmetry.BY_ROWS
+    return Symmetry.NONE
 
 
 def _row_values(matrix: Tensor) -> Tensor:

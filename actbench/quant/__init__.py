@@ -1,5 +1,6 @@
 """Quantization: level tables, layout, and one quantizer with a backend for each device."""
 
+from actbench.quant.content import asymmetry_sums, dense_sum
 from actbench.quant.cpu import draw_mask
 from actbench.quant.packed import (
     Packing,
@@ -20,6 +21,8 @@ __all__ = [
     "Projection",
     "RectifiedCodes",
     "Rectifier",
+    "asymmetry_sums",
+    "dense_sum",
     "dequantize",
     "draw_mask",
     "keep_where",

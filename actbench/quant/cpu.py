@@ -38,11 +38,11 @@ def quantize(
     codes = torch.empty(layout.code_bytes, dtype=torch.uint8, device=_CPU)
     minimum = torch.empty(layout.blocks, dtype=torch.bfloat16, device=_CPU)
     scale = torch.empty_like(minimum)
-    array, places = values.numpy(), (minimum.view(torch.uint16).numpy(), scale.view(torch.uint16).numpy())
+    array, places = _array(values), (_array(minimum.view(torch.uint16)), _array(scale.view(torch.uint16)))
     noise = np.uint64(seed % 2**64), np.uint64(stream % 2**64)
     found = _share(
         loops.quantize,
-        (array, array.view(np.int32), block_length, *_tables(levels), bits, *noise, codes.numpy(), *places),
+        (array, array.view(np.int32), block_length, *_tables(levels), bits, *noise, _array(codes), *places),
         layout.blocks,
         8,
         _VALUES_A_THREAD // block_length,
@@ -65,10 +65,10 @@ def dequantize(
     """The values that `quantize` packed, `dtype` [numel]."""
     out = torch.empty(numel, dtype=torch.float32, device=_CPU)
     edges, _, is_uniform = _tables(levels)
-    places = minimum.view(torch.uint16).numpy(), scale.view(torch.uint16).numpy()
+    places = _array(minimum.view(torch.uint16)), _array(scale.view(torch.uint16))
     _share(
         loops.dequantize,
-        (codes.numpy(), *places, block_length, edges, is_uniform, bits, out.numpy()),
+        (_array(codes), *places, block_length, edges, is_uniform, bits, _array(out)),
         numel,
         8,
         _VALUES_A_THREAD,
@@ -132,9 +132,9 @@ def quantize_rectified(
     layout = RectifiedLayout(values.numel(), block_length, bits)
     codes = torch.empty(layout.code_bytes, dtype=torch.uint8, device=_CPU)
     scale = torch.empty(layout.blocks, dtype=torch.bfloat16, device=_CPU)
-    array, table = values.numpy(), _rectified_tables(levels)
+    array, table = _array(values), _rectified_tables(levels)
     noise = np.uint64(seed % 2**64), np.uint64(stream % 2**64)
-    places = codes.numpy(), scale.view(torch.uint16).numpy()
+    places = _array(codes), _array(scale.view(torch.uint16))
     found = _share(
         rectified_loops.quantize,
         (array, array.view(np.int32), block_length, *table, CODES_A_BYTE[bits], *noise, *places),
@@ -162,7 +162,7 @@ def dequantize_rectified(
     out = torch.empty(numel, dtype=torch.float32, device=_CPU)
     _share(
         rectified_loops.dequantize,
-        (*_rectified(codes, scale, block_length, bits, levels), *_dropped(mask, factor), out.numpy()),
+        (*_rectified(codes, scale, block_length, bits, levels), *_dropped(mask, factor), _array(out)),
         numel,
         1,
         _VALUES_A_THREAD,
@@ -177,7 +177,7 @@ def pass_rectified(
     out = torch.empty_like(gradient, dtype=torch.float32)
     _share(
         rectified_loops.pass_where,
-        (_flat(gradient).numpy(), codes.numpy(), CODES_A_BYTE[bits], *_dropped(mask, factor), out.view(-1).numpy()),
+        (_array(_flat(gradient)), _array(codes), CODES_A_BYTE[bits], *_dropped(mask, factor), _array(out.view(-1))),
         gradient.numel(),
         1,
         _VALUES_A_THREAD,
@@ -200,7 +200,7 @@ def norm_sums(
     parts = _share(
         rectified_loops.norm_sums,
         (
-            _flat(gradient).view(rows, width).numpy(),
+            _array(_flat(gradient).view(rows, width)),
             *_rectified(codes, scale, block_length, bits, levels),
             *_dropped(mask, factor),
         ),
@@ -228,11 +228,11 @@ def norm_gradient(
     _share(
         rectified_loops.norm_gradient,
         (
-            _flat(gradient).view(rows, width).numpy(),
+            _array(_flat(gradient).view(rows, width)),
             *_rectified(codes, scale, block_length, bits, levels),
             *_dropped(mask, factor),
-            coefficients.numpy(),
-            out.numpy(),
+            _array(coefficients),
+            _array(out),
         ),
         rows,
         1,
@@ -244,7 +244,7 @@ def norm_gradient(
 def pack_positive(x: Tensor) -> Tensor:
     """Bits of ¬(x <= 0), lowest first: uint8 [⌈numel/8⌉]."""
     packed = torch.empty(mask_bytes(x.numel()), dtype=torch.uint8, device=_CPU)
-    _share_bytes(loops.pack_positive, _flat(x).numpy(), packed.numpy())
+    _share_bytes(loops.pack_positive, _array(_flat(x)), _array(packed))
     return packed
 
 
@@ -252,9 +252,8 @@ def pack_mask(mask: Tensor) -> Tensor:
     """Bits of a contiguous boolean or int32 tensor, lowest first: uint8 [⌈numel/8⌉]."""
     packed = torch.empty(mask_bytes(mask.numel()), dtype=torch.uint8, device=_CPU)
     flat = mask.view(-1)
-    _share_bytes(
-        loops.pack_mask, (flat.view(torch.uint8) if mask.dtype == torch.bool else flat).numpy(), packed.numpy()
-    )
+    flat = flat.view(torch.uint8) if mask.dtype == torch.bool else flat
+    _share_bytes(loops.pack_mask, _array(flat), _array(packed))
     return packed
 
 
@@ -271,22 +270,22 @@ def draw_mask(numel: int, p: float, generator: torch.Generator) -> Tensor:
 def unpack_mask(packed: Tensor, numel: int) -> Tensor:
     """The mask that `pack_mask` packed: bool [numel]."""
     mask = torch.empty(numel, dtype=torch.bool, device=_CPU)
-    _share_bytes(loops.unpack_mask, packed.numpy(), mask.view(torch.uint8).numpy())
+    _share_bytes(loops.unpack_mask, _array(packed), _array(mask.view(torch.uint8)))
     return mask
 
 
 def keep_where(values: Tensor, packed: Tensor) -> Tensor:
     """Contiguous `values` where their bit is set, 0 elsewhere."""
     out = torch.empty_like(values, dtype=torch.float32)
-    source, target = _flat(values).numpy(), out.view(-1).numpy()
-    _share_bytes(loops.keep_where, source.view(np.int32), packed.numpy(), target.view(np.int32))
+    source, target = _array(_flat(values)), _array(out.view(-1))
+    _share_bytes(loops.keep_where, source.view(np.int32), _array(packed), target.view(np.int32))
     return out.to(values.dtype)
 
 
 def scale_where(values: Tensor, packed: Tensor, factor: float) -> Tensor:
     """Contiguous `values` times `factor` where their bit is set, times 0 elsewhere."""
     out = torch.empty_like(values, dtype=torch.float32)
-    _share_bytes(loops.scale_where, _flat(values).numpy(), packed.numpy(), np.float32(factor), out.view(-1).numpy())
+    _share_bytes(loops.scale_where, _array(_flat(values)), _array(packed), np.float32(factor), _array(out.view(-1)))
     return out.to(values.dtype)
 
 
@@ -310,6 +309,39 @@ def compile_loops() -> None:
     norm_sums(x, codes, scale, 8, 2, levels[:3], survived)
     coefficients = torch.zeros(4, 8, dtype=torch.float32, device=_CPU)
     norm_gradient(x, codes, scale, 8, 2, levels[:3], coefficients, survived)
+
+
+def share_content(function: Callable[..., Any], tensors: tuple[Tensor, ...], count: int) -> Tensor:
+    """The sum of what `function` of content_loops.py finds in parts of `count` rows or runs of `tensors`: int64."""
+    arrays = tuple(map(_array, tensors))
+    least = _VALUES_A_THREAD * count // max(*(array.size for array in arrays), 1) if count else 1
+    parts = _share(function, arrays, count, 1, least) if count else [function(*arrays, 0, 0)]
+    return torch.from_numpy(sum(parts[1:], parts[0]).view(np.int64))
+
+
+def _array(tensor: Tensor) -> Any:
+    """Contiguous `tensor`'s memory as an array; unlike by `Tensor.numpy`, its storage may still be resized."""
+    return np.asarray(_Memory(tensor))
+
+
+class _Memory:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(tensor.shape),
+            "typestr": _TYPES[tensor.dtype],
+            "data": (tensor.data_ptr(), False),
+        }
+
+
+_TYPES = {
+    torch.float32: "<f4",
+    torch.int64: "<i8",
+    torch.int32: "<i4",
+    torch.uint16: "<u2",
+    torch.uint8: "|u1",
+}
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -336,12 +368,12 @@ def _rectified(
 ) -> tuple[Any, ...]:
     """What the loops take of packed rectified codes."""
     table, _, is_uniform = _rectified_tables(levels)
-    return codes.numpy(), scale.view(torch.uint16).numpy(), block_length, table, is_uniform, CODES_A_BYTE[bits]
+    return _array(codes), _array(scale.view(torch.uint16)), block_length, table, is_uniform, CODES_A_BYTE[bits]
 
 
 def _dropped(mask: Tensor | None, factor: float) -> tuple[Any, ...]:
     """What the loops take of a dropout's bits."""
-    return (np.empty(0, np.uint8) if mask is None else mask.numpy()), np.float32(factor)
+    return (np.empty(0, np.uint8) if mask is None else _array(mask)), np.float32(factor)
 
 
 def _signs(width: int, projected: int, seed: int, stream: int) -> loops.Floats:
@@ -354,10 +386,10 @@ def _signs(width: int, projected: int, seed: int, stream: int) -> loops.Floats:
 def _signed_product(x: Tensor, signs: loops.Floats, columns: int, projected: int) -> Tensor:
     out = torch.empty(x.shape[0], columns, dtype=torch.float32, device=_CPU)
     factor = np.float32(projected**-0.5)
-    source = x.detach().to(torch.float32).contiguous().resolve_neg().numpy()
+    source = _array(x.detach().to(torch.float32).contiguous().resolve_neg())
     _share(
         loops.signed_product,
-        (source, signs, factor, out.numpy()),
+        (source, signs, factor, _array(out)),
         x.shape[0],
         1,
         _VALUES_A_THREAD // max(signs.size // loops.LANES, 1) + 1,

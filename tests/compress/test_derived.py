@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -1389,3 +1390,39 @@ def test_what_is_changed_by_way_of_data_is_kept_as_it_is_then() -> None:
     out.sum().backward()
     assert weight.grad is not None
     assert not weight.grad.any()
+
+
+CHANGES: dict[str, Callable[[Tensor], Any]] = {
+    "data": lambda h: h.data.mul_(3),
+    "numpy": lambda h: h.detach().numpy().__imul__(3),
+    "array": lambda h: np.asarray(h.detach()).__imul__(3),
+    "dlpack": lambda h: np.from_dlpack(h.detach()).__imul__(3),
+    "storage": lambda h: torch.empty(0).set_(h.detach().untyped_storage(), 0, h.shape, h.stride()).mul_(3),
+    "in place by way of detach": lambda h: h.detach().mul_(3),
+    "a view": lambda h: h.detach().view(-1)[:].mul_(3),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_code_of_what_was_is_not_read_for_what_is(change: str) -> None:
+    """One activation read by two layers and written in between, whichever way: each layer has its own gradient.
+
+    FP32 refuses those that torch sees and takes the new values for both of the others; the second layer's are of the
+    new values in any case. 8 bits round by less than a 255th of the range.
+    """
+    torch.manual_seed(0)
+    first, second = nn.Linear(16, 4), nn.Linear(16, 4)
+    below = nn.Linear(16, 16)
+    x = torch.randn(64, 16)
+    with actbench.compress("derived-fine:bits=8"):
+        h = below(x)
+        one = first(h)
+        CHANGES[change](h)
+        now = h.detach().clone()
+        other = second(h)
+    (one.sum() * 0 + other.square().sum()).backward()
+    assert second.weight.grad is not None
+    g = 2 * other.detach()
+    expected = g.double().t() @ now.double()
+    spread = float(now.max() - now.min()) / 255 * 1.02
+    assert bool(((second.weight.grad - expected).abs() <= g.abs().double().sum(0).unsqueeze(1) * spread + 1e-5).all())

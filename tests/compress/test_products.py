@@ -1,8 +1,15 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from actbench.compress.products import Symmetry, symmetry_of, transposed_product
+import actbench
+from actbench.compress import products
+from actbench.compress.products import Symmetry, looked_at_product, scattered_product, symmetry_of, transposed_product
+from actbench.errors import UsageError
 from actbench.graphs import gcn_adjacency, mean_adjacency
 
 ULP = 2.0**-24
@@ -97,3 +104,69 @@ def test_a_gradient_that_is_not_contiguous() -> None:
             out = transposed_product(matrix, symmetry_of(matrix), each)
             expected = matrix.to_dense().double().t() @ each.double()
             assert bool(((out.double() - expected).abs() <= rounding(matrix, each)).all())
+
+
+def test_what_a_cuda_graph_would_hold_is_the_same_product() -> None:
+    torch.manual_seed(0)
+    undirected = edges(30, directed=False)
+    for matrix in (mean_adjacency(undirected, 30), with_values(m := mean_adjacency(undirected, 30), m.values() * 1.5)):
+        g = torch.randn(30, 7)
+        for reduce in (None, "sum", "mean"):
+            expected = looked_at_product(matrix, g, reduce)
+            degrees = matrix.crow_indices().diff().max()
+            bound = 4 * int(degrees + 3) * ULP * float(g.abs().max()) * float(matrix.values().abs().max())
+            assert float((scattered_product(matrix, g, reduce) - expected).abs().max()) <= bound
+
+
+WRITES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "the tensor that the matrix wraps": lambda values, new: values.copy_(new),
+    "a numpy view": lambda values, new: values.numpy().__setitem__(slice(None), new.numpy()),
+    "data": lambda values, new: values.data.copy_(new),
+    "a view made before": lambda values, new: values.view(-1)[:].copy_(new),
+}
+
+
+@pytest.mark.parametrize("reduce", [None, "sum", "mean"])
+@pytest.mark.parametrize("write", WRITES)
+def test_values_written_by_way_of_other_memory_are_those_of_backward(write: str, reduce: str | None) -> None:
+    """No version of the matrix tells of it; gradients are of what the matrix holds, to the rounding of its sums."""
+    base = mean_adjacency(edges(30, directed=False), 30)
+    values = base.values().clone()
+    matrix = with_values(base, values)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        x, g = torch.randn(30, 6, requires_grad=True), torch.randn(30, 6)
+        with actbench.compress("derived"):
+            y = matrix @ x if reduce is None else torch.sparse.mm(matrix, x, reduce)
+        y.backward(g)
+        assert x.grad is not None
+        given = g / matrix.crow_indices().diff().clamp(min=1).unsqueeze(1) if reduce == "mean" else g
+        expected = matrix.to_dense().double().t() @ given.double()
+        assert bool(((x.grad.double() - expected).abs() <= rounding(matrix, given)).all())
+        WRITES[write](values, torch.rand(values.numel(), generator=generator) + 0.5)
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("what", ["values", "data", "data before a dropout"])
+def test_what_backward_would_read_changed_is_an_error(what: str, write: str) -> None:
+    """FP32 keeps A x, or what dropout left of x; ours reads A and x again, which must be what they were."""
+    base = mean_adjacency(edges(30, directed=False), 30)
+    values, x = base.values().clone(), torch.randn(30, 6)
+    matrix, layer = with_values(base, values), nn.Linear(6, 4)
+    with actbench.compress("derived"):
+        out = layer(matrix @ (x if what != "data before a dropout" else F.dropout(x, 0.5)))
+    changing = values if what == "values" else x.view(-1)
+    WRITES[write](changing, changing + 1)
+    with pytest.raises((UsageError, RuntimeError), match=r"was changed|modified by an inplace"):
+        out.sum().backward()
+
+
+def test_symmetry_is_found_once_for_equal_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A convolution that norms its adjacency anew in every call makes a new matrix of equal content."""
+    found = []
+    monkeypatch.setattr(products, "_known", {})
+    find = products._find_symmetry
+    monkeypatch.setattr(products, "_find_symmetry", lambda matrix: found.append(1) or find(matrix))
+    for _ in range(5):
+        assert symmetry_of(gcn_adjacency(edges(30, directed=False), 30)) is Symmetry.EQUAL
+    assert len(found) == 1
