@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.overrides import handle_torch_function, has_torch_function
 
+from actbench.compress.first_order import first_order
 from actbench.compress.saved import Keeping
 from actbench.quant import unpack_mask
 
@@ -133,7 +133,7 @@ class _EdgeScores(Function):
         return source.index_select(0, edges.col).add_(edges.spread(target))
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
         edges = Edges.again(ctx.saved_tensors)
         gradient = _long(gradient).contiguous()
@@ -152,7 +152,7 @@ class _EdgeSoftmax(Function):
         return coefficients
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         coefficients, *kept = ctx.saved_tensors
         edges = Edges.again(tuple(kept))
@@ -180,7 +180,7 @@ class Aggregate(Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None, None, None]:
         """Exact for x, an estimate for the coefficients if x was packed."""
         coefficients, *rest = ctx.saved_tensors

@@ -18,9 +18,9 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.utils.weak import TensorWeakRef
 
+from actbench.compress.first_order import first_order
 from actbench.compress.functions import DrawnMask
 from actbench.compress.products import content_of, looked_at_product
 from actbench.compress.saved import Keeping, Kept, Watch
@@ -196,7 +196,7 @@ class Norm(Function):
         return out, _tie(out)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, by_y: Tensor | None, by_tie: Tensor | None) -> tuple[Tensor | None, ...]:
         """An unbiased estimate for weight and bias; for x one whose bias `Rectifier.norm_backward` states."""
         weight, bias, inverse_std = ctx.saved_tensors
@@ -235,7 +235,7 @@ class Late(Function):
         return anchor.new_empty(0)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         """Nobody's gradient."""
         return (None,) * (1 + len(ctx.saved_tensors))
@@ -270,7 +270,7 @@ class Rectify(Function):
         return out, _tie(out)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, by_out: Tensor | None, by_tie: Tensor | None) -> tuple[Tensor | None, ...]:
         """Exact."""
         codes = ctx.saved_tensors
@@ -312,7 +312,7 @@ class DropRectified(Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Exact."""
         (kept,) = ctx.saved_tensors
@@ -339,7 +339,7 @@ class Elu(Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """An unbiased estimate: g where x >= 0, (α + out) g elsewhere."""
         codes = ctx.saved_tensors
@@ -364,7 +364,7 @@ class LayerNorm(Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The stock backward on the estimate of the input."""
         weight, bias, mean, inverse_std, *packed = ctx.saved_tensors
@@ -403,7 +403,7 @@ class ProductLinear(Function):
         return product(aggregated, weight) if bias is None else product(aggregated, weight, bias)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Exact for x, by way of `aggregated` as long as that lives, and bias, an estimate for the weight."""
         adjacency, weight, *packed = ctx.saved_tensors

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
+from actbench.compress.first_order import first_order
 from actbench.compress.products import Symmetry, looked_at_product, transposed_product
 from actbench.compress.saved import Keeping, Kept
 from actbench.quant import draw_mask, keep_where, pack_mask, pack_positive, scale_where, unpack_mask
@@ -46,7 +46,7 @@ class Linear(Function):
         return torch.ops.aten._unsafe_view(out, out.shape) if out._is_view() else out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Exact for x and bias, an estimate for the weight."""
         weight, *packed = ctx.saved_tensors
@@ -85,7 +85,7 @@ class Addmm(Function):
         return product(input, x, weight, beta=beta, alpha=alpha)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Exact for input and x, an estimate for the weight."""
         weight, *packed = ctx.saved_tensors
@@ -130,7 +130,7 @@ class BatchNorm(Function):
         return result
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The stock backward on the estimate of the input."""
         weight, running_mean, running_var, mean, inverse_std, reserve, *packed = ctx.saved_tensors
@@ -167,7 +167,7 @@ class Relu(Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
         """Exact."""
         (packed,) = ctx.saved_tensors
@@ -188,7 +188,7 @@ class LeakyRelu(Function):
         return torch._C._nn.leaky_relu(x, slope)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """Exact."""
         (packed,) = ctx.saved_tensors
@@ -246,7 +246,7 @@ class Dropout(Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
         """Exact."""
         (kept,) = ctx.saved_tensors
@@ -307,7 +307,7 @@ class SparseProduct(Function):
         return product(adjacency, x) if reduce is None else product(adjacency, x, reduce)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
         """Exact."""
         (adjacency,) = ctx.saved_tensors

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import actbench
-from actbench.compress import Ledger
+from actbench.compress import Ledger, attention, derived, functions
 from actbench.compress.interception import open_compressions
 from actbench.errors import NonFiniteError, UsageError
 from actbench.graphs import mean_adjacency
@@ -166,7 +166,7 @@ def test_backward_twice_through_one_graph(scheme: str) -> None:
         torch.autograd.grad(loss, parameters)
 
 
-def test_double_backward_is_refused_by_name_or_exact() -> None:
+def test_double_backward_is_exact_where_nothing_is_quantized() -> None:
     network = sage(dropout=0.0)
     parameters = tuple(network.parameters())
 
@@ -178,10 +178,79 @@ def test_double_backward_is_refused_by_name_or_exact() -> None:
         sum(each.square().sum() for each in first).backward()  # type: ignore[union-attr]
         return gradients(network)
 
-    with pytest.raises(RuntimeError, match="differentiate twice a function"):
-        penalty("blockwise-vm")
     assert equal(penalty("checkpoint"), penalty("fp32"))
     assert all(bool(each.isfinite().all()) for each in penalty("bf16"))
+
+
+class Forces(nn.Module):
+    """An energy's gradient by its inputs, taken inside of forward as force fields take it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Linear(FEATURES, 1)
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        (force,) = torch.autograd.grad(self.energy(x.requires_grad_().sin()).sum(), x, create_graph=True)
+        return force
+
+
+TWICE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a linear": lambda x, a: nn.Linear(FEATURES, 1)(x),
+    "a product": lambda x, a: x @ nn.Parameter(torch.randn(FEATURES, 1)),
+    "addmm": lambda x, a: torch.addmm(torch.zeros(1), x, nn.Parameter(torch.randn(FEATURES, 1))),
+    "relu": lambda x, a: F.relu(x),
+    "leaky relu": lambda x, a: F.leaky_relu(x, 0.2),
+    "elu": lambda x, a: F.elu(x),
+    "dropout": lambda x, a: F.dropout(x, 0.5),
+    "dropped relu": lambda x, a: F.dropout(F.relu(x), 0.5),
+    "batch norm": lambda x, a: nn.BatchNorm1d(FEATURES)(x),
+    "batch norm and relu": lambda x, a: F.relu(nn.BatchNorm1d(FEATURES)(x)),
+    "batch norm in evaluation": lambda x, a: nn.BatchNorm1d(FEATURES).eval()(x),
+    "layer norm": lambda x, a: nn.LayerNorm(FEATURES)(x),
+    "sparse product": lambda x, a: torch.sparse.mm(a, x, "mean"),
+    "sparse product and linear": lambda x, a: nn.Linear(FEATURES, 1)(a @ x),
+    "attention": lambda x, a: Network(Architecture("gat", 2, 4, 0.0, True, heads=2), FEATURES, CLASSES)(x, a),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.parametrize("scheme", [*COMPRESSING, "int4"])
+def test_a_pass_that_is_to_be_differentiated_is_refused_or_has_its_graph(scheme: str, name: str) -> None:
+    """Also where each gradient that comes in is a constant: the penalty of a critic would count for nothing, unsaid."""
+    x, adjacency = graph()
+    x.requires_grad_()
+    with actbench.compress(scheme, seed=1):
+        out = TWICE[name](x, adjacency)
+    nodes, found = [out.grad_fn], set()
+    for node in nodes:
+        assert node is not None
+        found.add(node.name().removesuffix("Backward"))
+        nodes += [above for above, _ in node.next_functions if above]
+    refused = bool(found & FUNCTIONS)
+    assert refused or name in ("elu", "layer norm")
+    with pytest.raises(UsageError, match="no second derivative") if refused else nullcontext():
+        torch.autograd.grad(out.sum(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("scheme", COMPRESSING)
+def test_a_gradient_that_is_taken_in_forward_is_refused_there(scheme: str) -> None:
+    with pytest.raises(UsageError, match="no second derivative"), actbench.compress(scheme):
+        Forces()(*graph())
+
+
+FUNCTIONS = {
+    name
+    for module in (functions, derived, attention)
+    for name, value in vars(module).items()
+    if isinstance(value, type) and issubclass(value, torch.autograd.Function)
+}
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS - {"Function"}))
+def test_every_function_of_ours_guards_its_backward(name: str) -> None:
+    owner = next(getattr(module, name) for module in (functions, derived, attention) if hasattr(module, name))
+    with pytest.raises(UsageError, match="no second derivative"), torch.enable_grad():
+        owner.backward(None)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

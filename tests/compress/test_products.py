@@ -163,10 +163,15 @@ def test_what_backward_would_read_changed_is_an_error(what: str, write: str) -> 
 
 def test_symmetry_is_found_once_for_equal_contents(monkeypatch: pytest.MonkeyPatch) -> None:
     """A convolution that norms its adjacency anew in every call makes a new matrix of equal content."""
-    found = []
-    monkeypatch.setattr(products, "_known", {})
+    found: list[Tensor] = []
     find = products._find_symmetry
-    monkeypatch.setattr(products, "_find_symmetry", lambda matrix: found.append(1) or find(matrix))
+
+    def counted(matrix: Tensor) -> Symmetry:
+        found.append(matrix)
+        return find(matrix)
+
+    monkeypatch.setattr(products, "_known", {})
+    monkeypatch.setattr(products, "_find_symmetry", counted)
     for _ in range(5):
         assert symmetry_of(gcn_adjacency(edges(30, directed=False), 30)) is Symmetry.EQUAL
     assert len(found) == 1
