@@ -22,6 +22,8 @@ NAMES: Final = (
     "fp32", "exact", "blockwise", "blockwise-vm", "derived", "derived-lean", "derived-fine",
     "int8", "int4", "bf16", "checkpoint", "offload",
 )  # fmt: skip
+PAPERS: Final = ("exact", "blockwise", "blockwise-vm")
+"""The papers' schemes, which keep what the authors keep, in the units that they keep it in."""
 DERIVED: Final = ("derived", "derived-lean", "derived-fine")
 """Schemes that keep each activation once and derive from it whatever else backward asks."""
 UNTOUCHED: Final = 32
@@ -177,6 +179,11 @@ class Scheme:
     def keeps_inputs(self) -> bool:
         """Whether what is quantized are the inputs of calls, each by itself."""
         return self.compresses and not self.derives
+
+    @property
+    def norms_in_units(self) -> bool:
+        """Whether a norm's input is kept in units of each channel or row, by which its backward divides."""
+        return self.compresses and self.name not in PAPERS
 
     def for_call(self, operation: str, call: int) -> Scheme:
         """The scheme of the `call`-th call (from 1) of `operation`: this one, another one, or FP32."""

@@ -7,6 +7,7 @@ adjacency with such a value is not kept either. What no rule covers is kept as o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
@@ -23,7 +24,6 @@ from actbench.compress.derived import (
     DropRectified,
     Elu,
     Late,
-    LayerNorm,
     MaskInUse,
     Norm,
     Normed,
@@ -46,10 +46,12 @@ from actbench.compress.interception import (
     compressible,
     has_memory,
     is_layer,
+    keep_batch_norm,
     uncompiled,
 )
 from actbench.compress.known import Known, version_of
 from actbench.compress.ledger import before_closing
+from actbench.compress.norms import BatchNormInUnits, LayerNorm, Normalized
 from actbench.compress.products import content_of
 from actbench.compress.saved import Keeping, Kept, keeps_seed
 from actbench.quant import Rectifier, dense_sum
@@ -74,6 +76,8 @@ class Derivation(Compression):
         """Of a ReLU's output: its tie and knot, until a dropout takes them."""
         self.normed = Known()
         """Of a batch norm's output: its tie and `Normed`."""
+        self._unread: list[Tensor] = []
+        """Batch norms' outputs that no ReLU has taken, held until the next function is called."""
         self._escaped: set[int] = set()
         """Where storages lie that others write to unseen."""
         self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -95,6 +99,7 @@ class Derivation(Compression):
             super().__exit__(kind, error, trace)
             for known in (self.held, self.aggregated, self.tied, self.normed, self._made):
                 known.clear()
+            self._unread.clear()
             self._escaped.clear()
 
     def __torch_function__(
@@ -105,6 +110,7 @@ class Derivation(Compression):
 
     def run(self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...], kwargs: Any) -> Any:
         """As `__torch_function__`, and see what becomes of batch norms' outputs and which tensors are made."""
+        self._settle_dying()
         if _may_change_in_place(func):
             self._settle(args, kwargs)
             # Its own version tells of a tensor; of others that share its memory by way of `data` none does.
@@ -162,6 +168,7 @@ class Derivation(Compression):
     def taken(self, y: Tensor) -> None:
         """Tell that a ReLU has taken the tie of the batch norm's output `y`."""
         self._taken = y
+        self._unread = [each for each in self._unread if each is not y]
 
     def rectify(self, x: Tensor, operation: str = "relu") -> tuple[Rectified, tuple[Tensor, Tensor]]:
         """How what is positive in `x`, for the next call of `operation`, is read, and its codes."""
@@ -169,6 +176,22 @@ class Derivation(Compression):
         with self.watch.packing(self.next_call(operation, x.dtype, tuple(x.shape)), x.device) as flag:
             codes = rectifier.quantize(x.detach(), noise.seed, noise.rounding_stream, flag)
         return Rectified(rectifier, self.watch), codes
+
+    def normalized(self, y: Tensor, tie: Tensor, normed: Normed) -> None:
+        """Tell of a batch norm's output `y`."""
+        self.normed[y] = [tie, normed]
+        self._unread.append(y)
+
+    def _settle_dying(self) -> None:
+        """Keep the batch norms' outputs that nobody else holds any more, and that so went where no context sees."""
+        alive = []
+        while self._unread:
+            y = self._unread.pop()
+            if sys.getrefcount(y) > _HELD_HERE_ALONE:
+                alive.append(y)
+            elif (entry := self.normed.get(y)) is not None:
+                self._keep_late(y, entry[1])
+        self._unread = alive
 
     def settle_all(self) -> None:
         """Keep every batch norm's output that lives: it may yet be used where no context sees it."""
@@ -212,7 +235,7 @@ class Derivation(Compression):
         with torch._C.DisableTorchFunction(), torch.no_grad():
             rows, width = y.shape
             normed.kept = Kept.of(rows, width, y.dtype, self.scheme, self.noise(), 1, normed.name, self.watch)
-            packed = normed.kept.pack(y.detach())
+            packed = normed.kept.pack((y.float() - normed.bias).div_(normed.weight))
         # Where gradients are switched off too, or it would keep nothing.
         with torch.enable_grad():
             normed.late = apply(Late, torch.empty(0, device=y.device, requires_grad=True), *packed)
@@ -233,6 +256,8 @@ def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Iterator[T
                 yield each
 
 
+_HELD_HERE_ALONE: Final = 2
+"""References to what one variable has: its own and that of the call which counts them."""
 _ESCAPES: Final = (
     Tensor.data.__get__,  # type: ignore[attr-defined]
     Tensor.numpy,
@@ -256,20 +281,26 @@ def _may_change_in_place(func: Callable[..., Any]) -> bool:
     return "inplace" in getattr(getattr(func, "__code__", None), "co_varnames", ())
 
 
-_without_zeros: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_TELLING: Final = 8
+"""How many times the spread of a channel others of its batch norm may be as large and still leave it its own levels.
+
+Networks that train stay below 2 (GraphSAGE, GCN and GIN on the generated arxiv graph); a rounding of levels that are 8
+times as far apart is 64 times the noise.
+"""
 
 
-def _may_have_zeros(weight: Tensor) -> bool:
-    """Whether `weight` has a 0; on a GPU, the first forward pass without one is the last that waits for an answer.
+def _tells(weight: Tensor, bias: Tensor, inverse_std: Tensor, eps: float) -> bool:
+    """Whether the code of y = γ x̂ + β, whose blocks mix channels, has x̂ of every channel to a few of its own levels.
 
-    Zeros are where a residual branch begins or what pruning leaves, and nothing that a step of training comes back to.
+    A block's levels are as far apart as the widest channel is large, and x̂ = (ŷ - β) / γ is read by dividing. Waits for
+    a GPU; where nobody may wait, in a CUDA graph's capture, no.
     """
-    if weight.is_cuda and (weight in _without_zeros or torch.cuda.is_current_stream_capturing()):
+    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
         return False
-    found = bool((weight == 0).any())
-    if weight.is_cuda and not found:
-        _without_zeros[weight] = True
-    return found
+    size = weight.detach().abs().float()
+    # Where eps counts beside a channel's variance x̂ itself is narrower than 1.
+    spread = size * (1 - eps * inverse_std.float().square()).clamp_min(0).sqrt()
+    return bool((spread * _TELLING >= (size + bias.detach().abs()).max()).all())
 
 
 def _is_watched(x: Tensor) -> bool:
@@ -335,12 +366,13 @@ def _batch_norm(
         return compress_batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
     if not (input.requires_grad or weight.requires_grad) or input.shape[0] < 2:
         return None
-    if _may_have_zeros(weight):
-        # Of x̂ in a channel of γ = 0 the output y knows nothing, and γ's gradient would be 0 for ever.
-        return compress_batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
-    normed = Normed(mode.next_call("batch_norm", input.dtype, tuple(input.shape)), Rectifying())
-    out, tie = apply_for_two(Norm, normed, input, weight, bias, running_mean, running_var, momentum, eps)
-    mode.normed[out] = [tie, normed]
+    found = Normalized.of(input, weight, bias, running_mean, running_var, training, momentum, eps)
+    if not _tells(weight, bias, found.inverse_std, eps):
+        kept = keep_batch_norm(mode, input)
+        return apply(BatchNormInUnits, kept, found, input, weight, bias, running_mean, running_var, training, eps)
+    normed = Normed(mode.next_call("batch_norm", input.dtype, tuple(input.shape)), Rectifying(), weight, bias)
+    out, tie = apply_for_two(Norm, normed, found, input, weight, bias)
+    mode.normalized(out, tie, normed)
     return out
 
 

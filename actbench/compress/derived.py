@@ -22,6 +22,7 @@ from torch.utils.weak import TensorWeakRef
 
 from actbench.compress.first_order import first_order
 from actbench.compress.functions import DrawnMask
+from actbench.compress.norms import Normalized, batch_norm_backward
 from actbench.compress.products import content_of, looked_at_product
 from actbench.compress.saved import Keeping, Kept, Watch
 from actbench.errors import UsageError
@@ -161,12 +162,14 @@ Rectifying = Knot[tuple[Rectifier, RectifiedCodes, Dropped | None, Given | None]
 
 @dataclass
 class Normed:
-    """What is known of one batch norm's output y besides what ReLU makes of it."""
+    """What is known of one batch norm's output y = γ x̂ + β besides what ReLU makes of it."""
 
     name: str
     knot: Rectifying
+    weight: Tensor
+    bias: Tensor
     kept: Kept | None = None
-    """How y is kept for operations other than ReLU, if there are any."""
+    """How x̂ is kept for operations other than ReLU, if there are any."""
     late: Tensor | None = None
 
 
@@ -175,24 +178,13 @@ class Norm(Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        normed: Normed,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        momentum: float,
-        eps: float,
+        ctx: Any, normed: Normed, found: Normalized, x: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Keeps the inverse standard deviation. Returns the result and a tie for ReLU."""
-        # What F.batch_norm itself dispatches to, whichever library it picks.
-        out, _, inverse_std, _, _ = torch.ops.aten._batch_norm_impl_index(
-            x, weight, bias, running_mean, running_var, True, momentum, eps, torch.backends.cudnn.enabled
-        )
         ctx.normed, ctx.dtype = normed, x.dtype
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weight, bias, inverse_std)
+        ctx.save_for_backward(weight, bias, found.inverse_std)
+        out = found.out.pop()
         return out, _tie(out)
 
     @staticmethod
@@ -201,28 +193,23 @@ class Norm(Function):
         """An unbiased estimate for weight and bias; for x one whose bias `Rectifier.norm_backward` states."""
         weight, bias, inverse_std = ctx.saved_tensors
         normed: Normed = ctx.normed
-        nothing = (None,) * 4
         if by_tie is not None:
             rectifier, codes, dropped, given = normed.knot.take()
             if by_y is None or given == Given.of(by_y):
                 gradients = rectifier.norm_backward(by_tie, codes, dropped, weight, bias, inverse_std)
-                return None, *gradients, *nothing
+                return None, None, *gradients
             if given is None:
                 by_y = by_y + rectifier.passed(by_tie, codes, dropped)
         if by_y is None:
-            return (None,) * 8
+            return (None,) * 5
         if normed.late is None or normed.kept is None:
-            raise RuntimeError(
+            raise UsageError(
                 f"what was made of {normed.name} went into an operation that compress cannot see, as an autograd "
-                "function of your own: open compress('int4') or 'fp32' around that part."
+                "function of your own, and into a ReLU: open compress('int4') or 'fp32' around that part."
             )
         packed = normed.late.grad_fn.saved_tensors  # type: ignore[union-attr]
-        y = normed.kept.recover(packed).to(torch.float32)
-        x = torch.where(weight == 0, 0, (y - bias) / weight)
-        by_bias = by_y.sum(0, dtype=torch.float32)
-        by_weight = (by_y * x).sum(0)
-        by_x = (weight * inverse_std) * (by_y - (by_bias + x * by_weight) / y.shape[0])
-        return None, by_x.to(ctx.dtype), by_weight.to(weight.dtype), by_bias.to(bias.dtype), *nothing
+        normal = normed.kept.recover(packed)
+        return None, None, *batch_norm_backward(by_y, normal, weight, inverse_std, list(ctx.needs_input_grad[2:5]))
 
 
 class Late(Function):
@@ -346,34 +333,6 @@ class Elu(Function):
         negative = ctx.rectifier.dequantize(codes)
         by_x = gradient + ctx.rectifier.passed(gradient * (ctx.alpha - 1 - negative), codes)
         return None, None, None, None, by_x, None
-
-
-class LayerNorm(Function):
-    """`F.layer_norm`, keeping its input packed."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, kept: Kept, x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> Tensor:
-        """Keeps the packed input and each row's mean and inverse standard deviation."""
-        out, mean, inverse_std = torch.ops.aten.native_layer_norm(x, shape, weight, bias, eps)
-        ctx.kept, ctx.shape, ctx.normalized = kept, x.shape, shape
-        packed = kept.pack(x.reshape(kept.packing.shape))
-        ctx.save_for_backward(weight, bias, mean, inverse_std, *packed)
-        result: Tensor = out
-        return result
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """The stock backward on the estimate of the input."""
-        weight, bias, mean, inverse_std, *packed = ctx.saved_tensors
-        x = ctx.kept.recover(tuple(packed)).view(ctx.shape)
-        needed = [ctx.needs_input_grad[1], ctx.needs_input_grad[3], ctx.needs_input_grad[4]]
-        by_x, by_weight, by_bias = torch.ops.aten.native_layer_norm_backward(
-            gradient.contiguous(), x, ctx.normalized, mean, inverse_std, weight, bias, needed
-        )
-        return None, by_x, None, by_weight, by_bias, None
 
 
 class ProductLinear(Function):

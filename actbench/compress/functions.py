@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from actbench.compress.first_order import first_order
 from actbench.compress.products import Symmetry, looked_at_product, transposed_product
-from actbench.compress.saved import Keeping, Kept
+from actbench.compress.saved import Keeping
 from actbench.quant import draw_mask, keep_where, pack_mask, pack_positive, scale_where, unpack_mask
 
 
@@ -97,61 +97,6 @@ class Addmm(Function):
         if ctx.needs_input_grad[5]:
             by_weight = ctx.kept.left_product(gradient.t(), tuple(packed), ctx.alpha).t()
         return None, None, None, by_input, by_x, by_weight, None, None
-
-
-class BatchNorm(Function):
-    """`F.batch_norm`, keeping its input packed and not projected."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        kept: Kept,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        training: bool,
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
-        """Keeps the packed input and the batch's mean and inverse standard deviation."""
-        # What F.batch_norm itself dispatches to; it alone also returns what backward needs, whichever library
-        # (native, cuDNN, MIOpen) it picks.
-        out, mean, inverse_std, reserve, ctx.implementation = torch.ops.aten._batch_norm_impl_index(
-            x, weight, bias, running_mean, running_var, training, momentum, eps, torch.backends.cudnn.enabled
-        )
-        ctx.kept, ctx.training, ctx.eps, ctx.shape = kept, training, eps, x.shape
-        # In training the running statistics change with every step and play no part in backward.
-        fixed = (None, None) if training else (running_mean, running_var)
-        packed = kept.pack(x.reshape(kept.packing.shape))
-        ctx.save_for_backward(weight, *fixed, mean, inverse_std, reserve, *packed)
-        result: Tensor = out
-        return result
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """The stock backward on the estimate of the input."""
-        weight, running_mean, running_var, mean, inverse_std, reserve, *packed = ctx.saved_tensors
-        x = ctx.kept.recover(tuple(packed)).view(ctx.shape)
-        needed = [ctx.needs_input_grad[1], ctx.needs_input_grad[2], ctx.needs_input_grad[3]]
-        gradients = torch.ops.aten._batch_norm_impl_index_backward(
-            ctx.implementation,
-            x,
-            gradient.contiguous(),
-            weight,
-            running_mean,
-            running_var,
-            mean,
-            inverse_std,
-            ctx.training,
-            ctx.eps,
-            needed,
-            reserve,
-        )
-        by_x, by_weight, by_bias = (g if need else None for g, need in zip(gradients, needed, strict=True))
-        return None, by_x, by_weight, by_bias, None, None, None, None, None
 
 
 class Relu(Function):

@@ -24,7 +24,8 @@ from torch.overrides import TorchFunctionMode
 
 from actbench.compress.attention import Aggregate, Edges, aggregate, choose_edges, drop_edges
 from actbench.compress.autocast import Autocast, is_sparse_product, whole_product
-from actbench.compress.functions import Addmm, BatchNorm, DrawnMask, Dropout, LeakyRelu, Linear, Relu, SparseProduct
+from actbench.compress.functions import Addmm, DrawnMask, Dropout, LeakyRelu, Linear, Relu, SparseProduct
+from actbench.compress.norms import BatchNorm, BatchNormInUnits, Normalized
 from actbench.compress.offload import Offload
 from actbench.compress.saved import Keeping, Kept, Noise, Watch, keeps_seed
 from actbench.errors import UsageError
@@ -334,11 +335,24 @@ def compress_batch_norm(
     needed = any(t is not None and t.requires_grad for t in (input, weight))
     if not (needed and compressible(input) and input[:, 0].numel() > 1):
         return None
-    width = input.shape[-1]
-    kept = mode.keep("batch_norm", input.numel() // width, width, input.dtype, projected=False)
+    kept = keep_batch_norm(mode, input)
     if kept is None:
         return None
-    return apply(BatchNorm, kept, input, weight, bias, running_mean, running_var, training, momentum, eps)
+    statistics = running_mean, running_var, training
+    found = Normalized.of(input, weight, bias, *statistics, momentum, eps)
+    function = BatchNormInUnits if mode.scheme.norms_in_units else BatchNorm
+    return apply(function, kept, found, input, weight, bias, *statistics, eps)
+
+
+def keep_batch_norm(mode: Compression, input: Tensor) -> Kept | None:
+    """How to keep the `input` [N, C, …] of the next batch norm.
+
+    A row is one of N; in the input's own units, where channels differ, one channel of that if it has several values.
+    """
+    rows = input.shape[0]
+    if not mode.scheme.norms_in_units and input.numel() > rows * input.shape[1]:
+        rows *= input.shape[1]
+    return mode.keep("batch_norm", rows, input.numel() // rows, input.dtype, projected=False)
 
 
 def _torch_batch_norm(
