@@ -53,7 +53,7 @@ from actbench.compress.known import Known, version_of
 from actbench.compress.ledger import before_closing
 from actbench.compress.norms import BatchNormInUnits, LayerNorm, Normalized
 from actbench.compress.products import content_of
-from actbench.compress.saved import Keeping, Kept, keeps_seed
+from actbench.compress.saved import Keeping, Kept, is_smaller, keeps_seed
 from actbench.quant import Rectifier, dense_sum
 from actbench.scheme import Scheme
 
@@ -365,6 +365,8 @@ def _batch_norm(
     if weight is None or bias is None or not (training and input.dim() == 2 and compressible(input)):
         return compress_batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
     if not (input.requires_grad or weight.requires_grad) or input.shape[0] < 2:
+        return None
+    if not is_smaller(*input.shape, input.dtype, mode.scheme, 1):
         return None
     found = Normalized.of(input, weight, bias, running_mean, running_var, training, momentum, eps)
     if not _tells(weight, bias, found.inverse_std, eps):

@@ -183,7 +183,8 @@ class Norm(Function):
         """Keeps the inverse standard deviation. Returns the result and a tie for ReLU."""
         ctx.normed, ctx.dtype = normed, x.dtype
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weight, bias, found.inverse_std)
+        # FP32 reads no β in backward: where that alone is trained it may be stepped before, and γ as FP32's may not.
+        ctx.save_for_backward(weight, bias if weight.requires_grad else bias.clone(), found.inverse_std)
         out = found.out.pop()
         return out, _tie(out)
 
@@ -352,13 +353,13 @@ class ProductLinear(Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        """Keeps the adjacency, the weight and `packed`, which `kept` reads x from.
+        """Keeps the adjacency, `packed`, which `kept` reads x from, and the weight if x needs a gradient.
 
         `aggregated` is A x by `reduce`, made when `content` was what A held.
         """
         ctx.kept, ctx.content, ctx.reduce = kept, content, reduce
         ctx.aggregated = TensorWeakRef(aggregated)
-        ctx.save_for_backward(adjacency, weight, *packed)
+        ctx.save_for_backward(adjacency, weight if x.requires_grad else None, *packed)
         return product(aggregated, weight) if bias is None else product(aggregated, weight, bias)
 
     @staticmethod

@@ -36,10 +36,11 @@ class Linear(Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        """Keeps the weight and `packed`, which `kept` reads x from."""
+        """Keeps `packed`, which `kept` reads x from, and the weight if x needs a gradient."""
         operands = (x, weight) if bias is None else (x, weight, bias)
         ctx.kept, ctx.transposed = kept, transposed
-        ctx.save_for_backward(weight, *packed)
+        # As FP32: a weight that nobody reads may be stepped before backward.
+        ctx.save_for_backward(weight if x.requires_grad else None, *packed)
         out = product(*operands)
         # On more than two dimensions F.linear returns a view, which torch lets nobody change in place after a function
         # of ours; stock it does.
@@ -79,9 +80,9 @@ class Addmm(Function):
         beta: float,
         alpha: float,
     ) -> Tensor:
-        """Keeps the weight [D, H] and `packed`, which `kept` reads x from."""
+        """Keeps `packed`, which `kept` reads x from, and the weight [D, H] if x needs a gradient."""
         ctx.kept, ctx.shape, ctx.beta, ctx.alpha = kept, input.shape, beta, alpha
-        ctx.save_for_backward(weight, *packed)
+        ctx.save_for_backward(weight if x.requires_grad else None, *packed)
         return product(input, x, weight, beta=beta, alpha=alpha)
 
     @staticmethod

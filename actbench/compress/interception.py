@@ -27,7 +27,7 @@ from actbench.compress.autocast import Autocast, is_sparse_product, whole_produc
 from actbench.compress.functions import Addmm, DrawnMask, Dropout, LeakyRelu, Linear, Relu, SparseProduct
 from actbench.compress.norms import BatchNorm, BatchNormInUnits, Normalized
 from actbench.compress.offload import Offload
-from actbench.compress.saved import Keeping, Kept, Noise, Watch, keeps_seed
+from actbench.compress.saved import Keeping, Kept, Noise, Watch, is_smaller, keeps_seed
 from actbench.errors import UsageError
 from actbench.quant import pack_mask
 from actbench.scheme import Scheme
@@ -148,6 +148,8 @@ class Compression(TorchFunctionMode):
         if not scheme.compresses:
             return None
         ratio = scheme.projection if projected else 1
+        if not is_smaller(rows, width, dtype, scheme, ratio):
+            return None
         return Kept.of(rows, width, dtype, scheme, self.noise(), ratio, name, self.watch)
 
     def keep_input(
@@ -157,6 +159,8 @@ class Compression(TorchFunctionMode):
 
         Without `rows` its last dimension is the matrix's width.
         """
+        if is_parameter(x):
+            return None
         width = x.shape[-1] if rows is None else x.numel() // rows
         kept = self.keep(operation, x.numel() // width, width, x.dtype, projected)
         return None if kept is None else (kept, kept.pack(x.detach().reshape(-1, width)))
@@ -285,13 +289,28 @@ def is_layer(weight: Tensor, bias: Tensor | None) -> bool:
     return row and weight.requires_grad and weight.dim() == 2 and weight.numel() > 0
 
 
+def is_weight(matrix: Any) -> bool:
+    """Whether `matrix` is a trained Parameter [D, H], or a view of one, as its transpose or one of several in a stack."""
+    return (
+        has_memory(matrix)
+        and matrix.requires_grad
+        and matrix.dim() == 2
+        and matrix.numel() > 0
+        and is_parameter(matrix)
+    )
+
+
+def is_parameter(x: Tensor) -> bool:
+    """Whether `x` is a Parameter or a view of one, which stays whatever is kept."""
+    return isinstance(x, Parameter) or isinstance(x._base, Parameter)
+
+
 def compress_matmul(
     mode: Compression, func: Callable[..., Tensor], input: Any, other: Any, operation: str = "matmul"
 ) -> Tensor | None:
     """A product with a weight: the input kept as the scheme says."""
     # Of two activations neither is known to be the one whose noise is harmless.
-    parameter = isinstance(other, Parameter) and other.requires_grad and other.dim() == 2 and other.numel() > 0
-    if not (parameter and compressible(input) and input.dim() > 1):
+    if not (is_weight(other) and compressible(input) and input.dim() > 1):
         return None
     kept = mode.keep_input(operation, input, projected=True)
     return apply(Linear, func, False, *kept, input, other, None) if kept else None
@@ -312,8 +331,7 @@ def _addmm(
     beta: float = 1,
     alpha: float = 1,
 ) -> Tensor | None:
-    parameter = isinstance(mat2, Parameter) and mat2.requires_grad and mat2.numel() > 0
-    if not (parameter and compressible(mat1) and input.layout == torch.strided):
+    if not (is_weight(mat2) and compressible(mat1) and input.layout == torch.strided):
         return None
     kept = mode.keep_input("addmm", mat1, projected=True)
     return apply(Addmm, func, *kept, input, mat1, mat2, beta, alpha) if kept else None

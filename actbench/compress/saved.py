@@ -51,6 +51,18 @@ def dropout_bytes(numel: int, scheme: Scheme, device: str) -> int:
     return GENERATOR_BYTES[device] if keeps_seed(numel, scheme, device) else mask_bytes(numel)
 
 
+def is_smaller(rows: int, width: int, dtype: torch.dtype, scheme: Scheme, ratio: int) -> bool:
+    """Whether a matrix [rows, width] takes less packed by `scheme` than as it is.
+
+    Rows of few elements do not if each is a block, nor does a matrix shorter than one. Blocks of a length that somebody
+    has asked for, and that the matrix has, are what was asked for.
+    """
+    shape = torch.Size((rows, projected_width(width, ratio)))
+    if not scheme.block.in_rows and shape.numel() >= scheme.block.size:
+        return True
+    return Packing.of(shape, dtype, scheme).layout.total_bytes < rows * width * dtype.itemsize
+
+
 class Watch:
     """Knows which of the tensors that were kept could not be packed, and their names.
 
