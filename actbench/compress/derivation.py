@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
 
@@ -46,7 +47,6 @@ from actbench.compress.interception import (
     compressible,
     has_memory,
     is_layer,
-    keep_batch_norm,
     uncompiled,
 )
 from actbench.compress.known import Known, version_of
@@ -289,6 +289,13 @@ times as far apart is 64 times the noise.
 """
 
 
+_FINER_BITS: Final = 4
+"""Bits of x̂ in a batch norm whose output does not tell it.
+
+Two leave γ's gradient so noisy that an L1 norm on γ ends with fewer small γ than FP32's, by more than seeds differ.
+"""
+
+
 def _tells(weight: Tensor, bias: Tensor, inverse_std: Tensor, eps: float) -> bool:
     """Whether the code of y = γ x̂ + β, whose blocks mix channels, has x̂ of every channel to a few of its own levels.
 
@@ -366,13 +373,16 @@ def _batch_norm(
         return compress_batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
     if not (input.requires_grad or weight.requires_grad) or input.shape[0] < 2:
         return None
-    if not is_smaller(*input.shape, input.dtype, mode.scheme, 1):
+    rows, width = input.shape
+    if not is_smaller(rows, width, input.dtype, mode.scheme, 1):
         return None
+    name = mode.next_call("batch_norm", input.dtype, tuple(input.shape))
     found = Normalized.of(input, weight, bias, running_mean, running_var, training, momentum, eps)
     if not _tells(weight, bias, found.inverse_std, eps):
-        kept = keep_batch_norm(mode, input)
+        finer = replace(mode.scheme, bits=max(mode.scheme.bits or 0, _FINER_BITS), levels="uniform")
+        kept = Kept.of(rows, width, input.dtype, finer, mode.noise(), 1, name, mode.watch)
         return apply(BatchNormInUnits, kept, found, input, weight, bias, running_mean, running_var, training, eps)
-    normed = Normed(mode.next_call("batch_norm", input.dtype, tuple(input.shape)), Rectifying(), weight, bias)
+    normed = Normed(name, Rectifying(), weight, bias)
     out, tie = apply_for_two(Norm, normed, found, input, weight, bias)
     mode.normalized(out, tie, normed)
     return out

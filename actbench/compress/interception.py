@@ -290,14 +290,9 @@ def is_layer(weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def is_weight(matrix: Any) -> bool:
-    """Whether `matrix` is a trained Parameter [D, H], or a view of one, as its transpose or one of several in a stack."""
-    return (
-        has_memory(matrix)
-        and matrix.requires_grad
-        and matrix.dim() == 2
-        and matrix.numel() > 0
-        and is_parameter(matrix)
-    )
+    """Whether `matrix` [D, H] is a trained Parameter or a view of one: its transpose, or one of several in a stack."""
+    trained = has_memory(matrix) and matrix.requires_grad and matrix.dim() == 2 and matrix.numel() > 0
+    return trained and is_parameter(matrix)
 
 
 def is_parameter(x: Tensor) -> bool:
