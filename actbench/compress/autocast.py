@@ -8,11 +8,18 @@ from types import TracebackType
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-_PRODUCTS: Final = (torch.sparse.mm, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
-
-_SUMS: Final = (torch.addmm, Tensor.addmm, torch.sparse.addmm)
+_PRODUCTS: Final = frozenset(
+    (
+        torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm, torch.mv, Tensor.mv,
+        torch.bmm, Tensor.bmm, torch.addmm, Tensor.addmm, Tensor.addmm_, torch.addmv, Tensor.addmv, Tensor.addmv_,
+        torch.sparse.mm, torch.sparse.addmm, torch.sparse.sampled_addmm, torch.smm, Tensor.smm, torch.hspmm,
+        torch.sspaddmm, Tensor.sspaddmm, F.linear,
+    )
+)  # fmt: skip
 
 
 class Autocast:
@@ -34,17 +41,22 @@ class Autocast:
         self._contexts.close()
 
 
-def is_sparse_product(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
-    """Whether `func(*args)` multiplies a sparse matrix by a dense one, or adds such a product to a matrix."""
-    place = 0 if func in _PRODUCTS else 1 if func in _SUMS else len(args)
-    factor = args[place] if place < len(args) else None
-    return isinstance(factor, Tensor) and factor.layout != torch.strided
+def is_sparse_product(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the call multiplies by a sparse matrix, on either side, or adds such a product to something."""
+    return func in _PRODUCTS and any(_is_sparse(each) for each in (*args, *kwargs.values()))
 
 
 def whole_product(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A sparse product in float32 and outside autocast, which would have it in bfloat16: a CPU has no such product."""
-    with torch.autocast(args[0].device.type, enabled=False):
-        return func(*map(_whole, args), **{key: _whole(value) for key, value in kwargs.items()})
+    device = next(each.device.type for each in (*args, *kwargs.values()) if _is_sparse(each))
+    with torch.autocast(device, enabled=False):
+        # What is changed in place stays the tensor that it is.
+        kept, rest = args[: func.__name__.endswith("_") and not func.__name__.endswith("__")], args
+        return func(*kept, *map(_whole, rest[len(kept) :]), **{key: _whole(value) for key, value in kwargs.items()})
+
+
+def _is_sparse(x: Any) -> bool:
+    return isinstance(x, Tensor) and not is_lazy(x) and x.layout not in (torch.strided, torch.jagged)
 
 
 def _whole(x: Any) -> Any:

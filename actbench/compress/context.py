@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Callable, Iterable
-from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from actbench.compress.derivation import Derivation
-from actbench.compress.interception import Compression, open_compressions
+from actbench.compress.interception import Compression, open_compressions, own_seed, uncompiled
 from actbench.compress.offload import Offload
 from actbench.compress.recomputation import Output, recompute
+from actbench.errors import SchemeError
 from actbench.scheme import Scheme
 
-_GOLDEN: Final = 0x9E3779B97F4A7C15
-_RANKS_APART: Final = 2**40
-_contexts = itertools.count()
 
-
+@uncompiled
 def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[Tensor] = ()) -> Compression:
     """A context in which forward passes keep activations as `scheme` says.
 
@@ -33,9 +29,10 @@ def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[T
     Under a derived scheme the gradient by what a batch norm, ReLU or sparse product returns passes that tensor by if
     nobody holds it any more in backward: a hook on such a one comes before its first use.
 
-    Equal seeds give equal noise: in a training loop give none, or enter one context again and again. Double backward
-    is refused with an error, and so is `torch.utils.checkpoint` without `use_reentrant`; with it, what runs again in
-    backward keeps all that it keeps in FP32.
+    Equal seeds give equal noise: in a training loop give none, or enter one context again and again. A backward pass
+    with `create_graph` is refused with an error. What `torch.utils.checkpoint` covers runs again in backward and keeps
+    what it keeps in FP32. A copy of a context, or one that another process gets, is closed; where no seed was given it
+    has one of its own.
 
     The schemes that quantize nothing change what surrounds the model. `bf16` is torch's autocast; products with a
     sparse matrix stay FP32, which a CPU alone could not do otherwise. `checkpoint` recomputes what the model passes to
@@ -45,19 +42,18 @@ def compress(scheme: Scheme | str, seed: int | None = None, resident: Iterable[T
     """
     if isinstance(scheme, str):
         scheme = Scheme.parse(scheme)
-    if seed is None:
-        seed = torch.initial_seed() + (next(_contexts) + _rank() * _RANKS_APART) * _GOLDEN
+    if not isinstance(scheme, Scheme):
+        raise SchemeError(
+            f"{scheme!r} is no scheme: give its text, as actbench.compress('derived'), or 'fp32' for none at all."
+        )
     # Also numpy's integers and torch's, which 2**64 is too large for.
-    seed = operator.index(seed) % 2**64
+    number = own_seed() if seed is None else operator.index(seed) % 2**64
     if scheme.derives:
-        return Derivation(scheme, seed)
-    return Compression(scheme, seed, Offload(resident) if scheme.name == "offload" else None)
-
-
-def _rank() -> int:
-    """Which of the processes that train together this one is."""
-    group = torch.distributed
-    return group.get_rank() if group.is_available() and group.is_initialized() else 0
+        context: Compression = Derivation(scheme, number)
+    else:
+        context = Compression(scheme, number, Offload(resident) if scheme.name == "offload" else None)
+    context.of_this_process = seed is None
+    return context
 
 
 def run_layer(module: Module, function: Callable[..., Output], *inputs: Tensor) -> Output:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar, Final, Self
@@ -16,6 +17,7 @@ from typing import Any, ClassVar, Final, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from actbench.compress.derived import (
@@ -46,7 +48,9 @@ from actbench.compress.interception import (
     compress_sparse_product,
     compressible,
     has_memory,
+    in_checkpoint,
     is_layer,
+    run_as_written,
     uncompiled,
 )
 from actbench.compress.known import Known, version_of
@@ -236,8 +240,9 @@ class Derivation(Compression):
             rows, width = y.shape
             normed.kept = Kept.of(rows, width, y.dtype, self.scheme, self.noise(), 1, normed.name, self.watch)
             packed = normed.kept.pack((y.float() - normed.bias).div_(normed.weight))
-        # Where gradients are switched off too, or it would keep nothing.
-        with torch.enable_grad():
+        # Where gradients are switched off too, or it would keep nothing; and not as a part of what runs again.
+        aside = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor) if in_checkpoint() else nullcontext()
+        with torch.enable_grad(), aside:
             normed.late = apply(Late, torch.empty(0, device=y.device, requires_grad=True), *packed)
 
 
@@ -478,6 +483,7 @@ _REPLACED: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
     compress_relu: _relu,
     compress_dropout: _dropout,
 }
+run_as_written(Derivation.__torch_function__)
 Derivation.handlers = {
     **{func: _REPLACED.get(handler, handler) for func, handler in Compression.handlers.items()},
     F.elu: _elu,

@@ -9,9 +9,9 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cache
+from functools import cache, wraps
 from types import TracebackType
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from actbench.compress.attention import Aggregate, Edges, aggregate, choose_edges, drop_edges
 from actbench.compress.autocast import Autocast, is_sparse_product, whole_product
@@ -34,7 +35,11 @@ from actbench.scheme import Scheme
 
 _COMPRESSIBLE: Final = (torch.float32, torch.float16, torch.bfloat16)
 _BACKWARDS: Final = (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
+_GOLDEN: Final = 0x9E3779B97F4A7C15
+_RANKS_APART: Final = 2**40
+_contexts = itertools.count()
 _open = threading.local()
+Uncompiled = TypeVar("Uncompiled", bound=Callable[..., Any])
 
 
 class Compression(TorchFunctionMode):
@@ -47,12 +52,15 @@ class Compression(TorchFunctionMode):
         super().__init__()
         self.scheme = scheme
         self.seed = seed
+        self.of_this_process = False
+        """Whether the seed is one that every process, and every copy of the context, makes by itself."""
         self.offload = offload
         self.found = False
         self._entered = False
         self._with_grad = False
         self._contexts = ExitStack()
-        self._kept = itertools.count()
+        self._kept = 0
+        self._apart = 0
         self._calls: Counter[str] = Counter()
         self.watch = Watch()
 
@@ -65,6 +73,8 @@ class Compression(TorchFunctionMode):
         self.watch.check()
         self._entered = True
         self._calls.clear()
+        # Of the rank as it is now: a context may be made before there are any.
+        self._apart = _rank() * _RANKS_APART * _GOLDEN if self.of_this_process else 0
         self.found = self._with_grad = False
         around = open_compressions()[-1] if open_compressions() else None
         open_compressions().append(self)
@@ -116,7 +126,7 @@ class Compression(TorchFunctionMode):
             out = _handled(self, func, args, kwargs)
             if out is not None:
                 return out
-        if self.scheme.name == "bf16" and is_sparse_product(func, args):
+        if self.scheme.name == "bf16" and is_sparse_product(func, args, kwargs):
             return whole_product(func, args, kwargs)
         if self.scheme.name == "bf16" and func in _BACKWARDS:
             # As outside of the context: autocast would shorten what a sparse product is given there, too.
@@ -173,18 +183,62 @@ class Compression(TorchFunctionMode):
 
     def noise(self) -> Noise:
         """Random numbers for the next tensor that is kept."""
-        return Noise(self.seed, next(self._kept))
+        self._kept += 1
+        return Noise(self.seed + self._apart, self._kept - 1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, or what another process gets: closed, with the scheme and a seed given to `compress`."""
+        if self._entered:
+            raise UsageError(
+                "a context of actbench.compress that is open cannot be copied or handed to another process: leave it "
+                "first."
+            )
+        return _again, (type(self), self.scheme, self.seed, self.of_this_process, self.offload, self._kept)
 
 
-def uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def _again(
+    kind: type[Compression], scheme: Scheme, seed: int, of_this_process: bool, offload: Offload | None, kept: int
+) -> Compression:
+    """The copy of a context."""
+    copy = kind(scheme, own_seed() if of_this_process else seed, *((offload,) if offload else ()))
+    copy.of_this_process, copy._kept = of_this_process, kept
+    return copy
+
+
+def own_seed() -> int:
+    """A seed that no other context of this process has."""
+    return (torch.initial_seed() + next(_contexts) * _GOLDEN) % 2**64
+
+
+def _rank() -> int:
+    """Which of the processes that train together this one is."""
+    group = torch.distributed
+    return group.get_rank() if group.is_available() and group.is_initialized() else 0
+
+
+def uncompiled(function: Uncompiled) -> Uncompiled:
     """`function`, which torch.compile breaks its graph at and looks neither into nor at what it calls."""
 
-    def call(*arguments: Any) -> Any:
-        return _disabled(function)(*arguments) if "torch._dynamo" in sys.modules else function(*arguments)
+    @wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        called = _disabled(function) if "torch._dynamo" in sys.modules else function
+        return called(*arguments, **named)
 
     # What torch.compiler.disable sets, whose import takes a second and some 100 MiB; it alone hides the calls inside.
     call._torchdynamo_disable = True  # type: ignore[attr-defined]
-    return call
+    run_as_written(call)
+    return cast(Uncompiled, call)
+
+
+def run_as_written(function: Callable[..., Any]) -> None:
+    """Let torch.compile compile neither `function` nor what it calls where torch calls it by itself.
+
+    It would compile it anew for every kind of call, up to its limit.
+    """
+    dynamo: Any = torch._C._dynamo.eval_frame
+    if hasattr(dynamo, "set_code_exec_strategy"):
+        skipped = dynamo._FrameExecStrategy(dynamo._FrameAction.SKIP, dynamo._FrameAction.SKIP)
+        dynamo.set_code_exec_strategy(function.__code__, skipped)
 
 
 @cache
@@ -209,13 +263,19 @@ def _compresses_here(mode: Compression) -> bool:
         return False
     # Run again in backward (torch.utils.checkpoint), a call would be packed with noise of its own and read with that of
     # the first time. Kept as it is, torch sees that it is not what was kept then.
-    if torch._C._current_graph_task_id() != -1:
+    if torch._C._current_graph_task_id() != -1 or in_checkpoint():
         return False
     # Functions of ours have no forward-mode derivative.
     if torch.autograd.forward_ad._current_level >= 0:
         return False
     # A transform of torch.func has tensors without memory, which the quantizer cannot read.
     return torch._C._functorch.peek_interpreter_stack() is None
+
+
+def in_checkpoint() -> bool:
+    """Whether what is called now is covered by torch.utils.checkpoint without reentrance: it runs again in backward."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is not None and getattr(hooks[0], "__module__", "") == checkpoint.__module__
 
 
 def _fits(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -474,6 +534,7 @@ def _aggregate(
     return apply(Aggregate, edges, coefficients, x, *(kept or (None, (x,))))
 
 
+run_as_written(Compression.__torch_function__)
 Compression.handlers = {
     F.linear: compress_linear,
     torch.matmul: compress_matmul,

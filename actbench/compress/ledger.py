@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from actbench.compress.offload import innermost_offload
+from actbench.errors import UsageError
 
 _open = threading.local()
 
@@ -38,10 +40,14 @@ class Ledger:
     What shares storage with a tensor of `exclude` (parameters, buffers, graph data) is not counted. A storage counts
     once, however often it is saved, and only if it is still alive when the context closes; what an earlier ledger,
     `beyond`, has counted is left to that one. What `offload` has moved to host memory is not alive and not counted.
+    Where nobody holds a result, the latest one's are counted. Closing it raises `UsageError` if tensors were kept and none
+    is alive, as after backward, and so does a tensor whose memory cannot be found.
     """
 
     def __init__(self, exclude: Iterable[Tensor] = (), beyond: Ledger | None = None) -> None:
-        self._excluded = {part.untyped_storage().data_ptr() for tensor in exclude for part in _parts(tensor)}
+        # The looking must not be mistaken for what is looked at.
+        with torch._C.DisableTorchFunction():
+            self._excluded = {part.untyped_storage().data_ptr() for tensor in exclude for part in _parts(tensor)}
         self._beyond = beyond._counted if beyond else {}
         self._counted: dict[int, tuple[StorageWeakRef, Saved]] = {}
         self._labels = _Labels()
@@ -71,9 +77,14 @@ class Ledger:
         finally:
             self._contexts.close()
         self.entries = tuple(saved for reference, saved in self._counted.values() if not reference.expired())
+        self._labels.last = None
+        if kind is None and self._counted and not self.entries and innermost_offload() is None:
+            raise UsageError(
+                "the ledger found nothing of what was kept for backward alive any more: hold the model's output until "
+                "the ledger is closed, and close it before backward."
+            )
 
     def _record(self, tensor: Tensor) -> Tensor:
-        # The looking must not be mistaken for what is looked at.
         with torch._C.DisableTorchFunction():
             self._count(tensor)
             # An operation's own output, handed back as it is, would keep its graph alive in a cycle for ever.
@@ -118,6 +129,8 @@ class _Labels(TorchFunctionMode):
         super().__init__()
         self.operation = "no torch function"
         self._calls: Counter[str] = Counter()
+        self.last: Any = None
+        """The latest operation that has a backward: whether its result is held or not, it holds what backward needs."""
 
     def __enter__(self) -> Self:
         _open.labels = [*getattr(_open, "labels", ()), self]
@@ -138,7 +151,11 @@ class _Labels(TorchFunctionMode):
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         with self.named(getattr(func, "__name__", str(func)).strip("_")):
-            return func(*args, **(kwargs or {}))
+            out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(each, Tensor) and each.grad_fn is not None:
+                self.last = each.grad_fn
+        return out
 
     @contextmanager
     def named(self, operation: str) -> Iterator[None]:
@@ -156,12 +173,24 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The strided tensors that hold `tensor`'s data."""
-    if tensor.layout == torch.sparse_csr:
+    """The strided tensors that hold `tensor`'s data. Raises `UsageError` where they cannot be had."""
+    if is_traceable_wrapper_subclass(tensor):
+        # As PyG's EdgeIndex or a DTensor: it says itself what it is made of.
+        names, _ = tensor.__tensor_flatten__()
+        for name in names:
+            yield from _parts(getattr(tensor, name))
+    elif tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
         yield from (tensor.crow_indices(), tensor.col_indices(), tensor.values())
-    elif tensor.layout == torch.sparse_csc:
+    elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         yield from (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
     elif tensor.layout == torch.sparse_coo:
         yield from (tensor._indices(), tensor._values())
     else:
+        try:
+            tensor.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError) as error:
+            raise UsageError(
+                f"the ledger cannot count a {type(tensor).__name__} of layout {tensor.layout}, whose memory it cannot "
+                "find: keep that part of the model outside of the ledger."
+            ) from error
         yield tensor
