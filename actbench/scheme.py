@@ -181,12 +181,17 @@ class Scheme:
         return self.compresses and not self.derives
 
     @property
-    def norms_in_units(self) -> bool:
-        """Whether a norm's input is kept in units of each channel or row, by which its backward divides."""
-        return self.compresses and self.name not in PAPERS
+    def is_papers(self) -> bool:
+        """Whether it keeps what the papers' code keeps: data too, and a norm's input in its own units."""
+        return self.name in PAPERS
 
-    def for_call(self, operation: str, call: int) -> Scheme:
-        """The scheme of the `call`-th call (from 1) of `operation`: this one, another one, or FP32."""
+    def for_call(self, operation: str, call: int, of_data: bool = False) -> Scheme:
+        """The scheme of the `call`-th call (from 1) of `operation`: this one, another one, or FP32.
+
+        Data (`of_data`) stays anyway, and none but the papers' keeps a code of it on top.
+        """
+        if of_data and not self.is_papers:
+            return NAMED["fp32"]
         for override in self.overrides:
             if (override.operation, override.call) == (operation, call):
                 if override.bits == UNTOUCHED:

@@ -523,7 +523,8 @@ class _Walk:
         calls: Counter[str] = Counter()
         for step in steps:
             calls[step.kind] += 1
-            self.schemes[step.output] = self.scheme.for_call(step.kind, calls[step.kind])
+            of_data = step.inputs[:1] == ("data",) and step.kind != "dropout" and not self.scheme.derives
+            self.schemes[step.output] = self.scheme.for_call(step.kind, calls[step.kind], of_data)
         # The data is held with the graph.
         values["data"] = _Tensor(0)
         for step in steps:

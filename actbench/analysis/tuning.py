@@ -138,7 +138,7 @@ class _Batch:
         def substitute(at: str, kept: Kept) -> Kept:
             return redrawn(kept, redraw) if at == call else exact(at, kept)
 
-        loss = self.weights.forward(Substituted(Scheme.parse("int8"), 0, substitute))
+        loss = self.weights.forward(Substituted(_EIGHT_BITS, 0, substitute))
         g = self.weights.backward(loss, again=True)
         found = []
         for choice in choices:
@@ -148,6 +148,10 @@ class _Batch:
                 noises.append(_noise(self.weights.backward(loss, again=True), g))
             found.append(noises)
         return found
+
+
+_EIGHT_BITS: Final = Scheme.parse("exact:bits=8,projection=1")
+"""Whose calls are looked at: of the papers' kind, as what is chosen is."""
 
 
 def _square(gradients: dict[str, Tensor]) -> float:
@@ -332,7 +336,7 @@ def _shapes(weights: FixedWeights) -> dict[str, tuple[int, int]]:
         found[call] = kept.packing.shape[0], kept.width
         return kept
 
-    weights.forward(Substituted(Scheme.parse("int8"), 0, look))
+    weights.forward(Substituted(_EIGHT_BITS, 0, look))
     return found
 
 
@@ -352,7 +356,7 @@ def reckon(
             return probed(kept, lambda x, left: found.update({call: _reckon_linear(x, left, kept, report)}))
         return probed(kept, None, lambda x: found.update({call: _reckon_other(x, report)}))
 
-    gradients = weights.gradients(Substituted(Scheme.parse("int8"), seed, substitute))
+    gradients = weights.gradients(Substituted(_EIGHT_BITS, seed, substitute))
     norm = _square(gradients)
     return {
         call: {c: v / norm if _place(call)[0] in PROJECTED else v for c, v in each.items()}

@@ -8,7 +8,7 @@ adjacency with such a value is not kept either. What no rule covers is kept as o
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 from types import TracebackType
@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from actbench.compress.derived import (
     AsIs,
@@ -47,7 +46,6 @@ from actbench.compress.interception import (
     compress_relu,
     compress_sparse_product,
     compressible,
-    has_memory,
     in_checkpoint,
     is_layer,
     run_as_written,
@@ -58,6 +56,7 @@ from actbench.compress.ledger import before_closing
 from actbench.compress.norms import BatchNormInUnits, LayerNorm, Normalized
 from actbench.compress.products import content_of
 from actbench.compress.saved import Keeping, Kept, is_smaller, keeps_seed
+from actbench.compress.tensors import has_memory, tensors_in
 from actbench.quant import Rectifier, dense_sum
 from actbench.scheme import Scheme
 
@@ -84,8 +83,6 @@ class Derivation(Compression):
         """Batch norms' outputs that no ReLU has taken, held until the next function is called."""
         self._escaped: set[int] = set()
         """Where storages lie that others write to unseen."""
-        self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        """Tensors without gradient that were made inside, changed in place or not: no data that stays anyway."""
         self._taken: Tensor | None = None
 
     def __enter__(self) -> Self:
@@ -101,7 +98,7 @@ class Derivation(Compression):
                 self.settle_all()
         finally:
             super().__exit__(kind, error, trace)
-            for known in (self.held, self.aggregated, self.tied, self.normed, self._made):
+            for known in (self.held, self.aggregated, self.tied, self.normed):
                 known.clear()
             self._unread.clear()
             self._escaped.clear()
@@ -123,13 +120,9 @@ class Derivation(Compression):
             self._forget(args[:1])
             self._escaped.add(args[0].untyped_storage().data_ptr())
         out = super().__torch_function__(func, types, args, kwargs)
-        results = [each for each in (out if isinstance(out, list | tuple) else (out,)) if isinstance(each, Tensor)]
-        if results:
+        if any(True for _ in tensors_in((out,))):
             # Without gradients too: an autograd function that no mode sees runs its forward so.
             self._settle(args, kwargs)
-        for each in results:
-            if not each.requires_grad and self._is_new(func, each, args, kwargs):
-                self._made[each] = True
         self._taken = None
         return out
 
@@ -152,10 +145,6 @@ class Derivation(Compression):
         """Whether the memory of `x` is in somebody's hands whose writing no mode and no version tells of."""
         return x.untyped_storage().data_ptr() in self._escaped
 
-    def is_data(self, x: Tensor) -> bool:
-        """Whether `x` stays anyway: it needs no gradient and was there before."""
-        return not x.requires_grad and not self.made(x)
-
     def held_of(self, x: Tensor) -> Held | None:
         """What is held of `x` or of what it is a mere reshaping of."""
         held: Held | None = self.held.get(x)
@@ -165,10 +154,6 @@ class Derivation(Compression):
             held = self.held.get(base) if base.layout == torch.strided and base.is_contiguous() else None
         return held
 
-    def made(self, x: Tensor) -> bool:
-        """Whether `x`, which needs no gradient, was made inside: no data that stays anyway."""
-        return x in self._made or (x._base is not None and x._base in self._made)
-
     def taken(self, y: Tensor) -> None:
         """Tell that a ReLU has taken the tie of the batch norm's output `y`."""
         self._taken = y
@@ -176,6 +161,7 @@ class Derivation(Compression):
 
     def rectify(self, x: Tensor, operation: str = "relu") -> tuple[Rectified, tuple[Tensor, Tensor]]:
         """How what is positive in `x`, for the next call of `operation`, is read, and its codes."""
+        self.found = True
         rectifier, noise = Rectifier.of(x.shape, x.dtype, self.scheme), self.noise()
         with self.watch.packing(self.next_call(operation, x.dtype, tuple(x.shape)), x.device) as flag:
             codes = rectifier.quantize(x.detach(), noise.seed, noise.rounding_stream, flag)
@@ -218,19 +204,11 @@ class Derivation(Compression):
 
     def _settle(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
         """Keep the batch norms' outputs among what a function that is no ReLU has taken."""
-        for each in _tensors(args, kwargs):
+        for each in tensors_in((*args, *(kwargs or {}).values())):
             if each is not self._taken:
                 _, normed = self.normed.get(each) or (None, None)
                 if normed is not None:
                     self._keep_late(each, normed)
-
-    def _is_new(
-        self, func: Callable[..., Any], out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any] | None
-    ) -> bool:
-        """Whether `out` is a tensor of its own, and neither an argument nor a view of data."""
-        if not has_memory(out) or out._is_view() or any(out is each for each in _tensors(args, kwargs)):
-            return False
-        return func is not Tensor.detach or args[0].requires_grad or self.made(args[0])
 
     def _keep_late(self, y: Tensor, normed: Normed) -> None:
         if normed.late is not None:
@@ -251,14 +229,6 @@ def _watched(
     mode: Derivation, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...], kwargs: Any
 ) -> Any:
     return mode.run(func, types, args, kwargs)
-
-
-def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Iterator[Tensor]:
-    """The tensors among a function's arguments, and in lists of them."""
-    for argument in (*args, *(kwargs or {}).values()):
-        for each in argument if isinstance(argument, list | tuple) else (argument,):
-            if isinstance(each, Tensor):
-                yield each
 
 
 _HELD_HERE_ALONE: Final = 2
@@ -379,8 +349,11 @@ def _batch_norm(
     if not (input.requires_grad or weight.requires_grad) or input.shape[0] < 2:
         return None
     rows, width = input.shape
+    if mode.is_data(input):
+        return None
     if not is_smaller(rows, width, input.dtype, mode.scheme, 1):
         return None
+    mode.found = True
     name = mode.next_call("batch_norm", input.dtype, tuple(input.shape))
     found = Normalized.of(input, weight, bias, running_mean, running_var, training, momentum, eps)
     if not _tells(weight, bias, found.inverse_std, eps):
@@ -436,6 +409,8 @@ def _layer_norm(
     needed = any(t is not None and t.requires_grad for t in (input, weight))
     shape = tuple(normalized_shape)
     if not (needed and compressible(input) and shape == input.shape[input.dim() - len(shape) :]):
+        return None
+    if mode.stays(input):
         return None
     if torch.is_autocast_enabled(input.device.type):
         # Autocast has a dtype of its own for it.

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -18,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import Parameter
-from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from actbench.compress.attention import Aggregate, Edges, aggregate, choose_edges, drop_edges
 from actbench.compress.autocast import Autocast, is_sparse_product, whole_product
@@ -29,6 +29,8 @@ from actbench.compress.functions import Addmm, DrawnMask, Dropout, LeakyRelu, Li
 from actbench.compress.norms import BatchNorm, BatchNormInUnits, Normalized
 from actbench.compress.offload import Offload
 from actbench.compress.saved import Keeping, Kept, Noise, Watch, is_smaller, keeps_seed
+from actbench.compress.tensors import has_memory, is_parameter, tensors_in
+from actbench.compress.witness import Witness
 from actbench.errors import UsageError
 from actbench.quant import pack_mask
 from actbench.scheme import Scheme
@@ -63,6 +65,9 @@ class Compression(TorchFunctionMode):
         self._apart = 0
         self._calls: Counter[str] = Counter()
         self.watch = Watch()
+        self.witness = Witness()
+        self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        """Tensors without gradient that were made inside, changed in place or not: no data that stays anyway."""
 
     def __enter__(self) -> Self:
         if self._entered:
@@ -85,6 +90,8 @@ class Compression(TorchFunctionMode):
         elif around and around.offload:
             # Of nested hooks the innermost alone are asked.
             self._contexts.enter_context(saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor))
+        if self.scheme.compresses:
+            self.witness.begin()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -111,6 +118,13 @@ class Compression(TorchFunctionMode):
         open_compressions().pop()
         self._entered = False
         self._contexts.close()
+        self.witness.end()
+        self.witness.forget()
+        self._made.clear()
+        if self.found or kind is not None:
+            self.witness.told()
+        elif self.witness.names:
+            self._tell()
         if kind is None and self._with_grad:
             if self.scheme.name == "checkpoint" and not self.found:
                 raise UsageError("checkpoint found no layer: call a model's layers by actbench.run_layer.")
@@ -125,6 +139,7 @@ class Compression(TorchFunctionMode):
         if self.scheme.compresses and torch.is_grad_enabled():
             out = _handled(self, func, args, kwargs)
             if out is not None:
+                self._note_made(func, out, args, kwargs)
                 return out
         if self.scheme.name == "bf16" and is_sparse_product(func, args, kwargs):
             return whole_product(func, args, kwargs)
@@ -133,8 +148,42 @@ class Compression(TorchFunctionMode):
             with Autocast(enabled=False):
                 return func(*args, **kwargs)
         out = func(*args, **kwargs)
-        self._with_grad = self._with_grad or (isinstance(out, Tensor) and out.requires_grad)
+        if isinstance(out, Tensor) and out.requires_grad:
+            self._with_grad = True
+        if self.scheme.compresses:
+            self._note_made(func, out, args, kwargs)
+            if torch.is_grad_enabled():
+                self.witness.see(func, out, (*args, *kwargs.values()), lambda x: is_parameter(x) or self.is_data(x))
         return out
+
+    def made(self, x: Tensor) -> bool:
+        """Whether `x`, which needs no gradient, was made inside: no data that stays anyway."""
+        return x in self._made or (x._base is not None and x._base in self._made)
+
+    def is_data(self, x: Tensor) -> bool:
+        """Whether `x` stays anyway: it needs no gradient and was there before."""
+        return not x.requires_grad and not self.made(x)
+
+    def _note_made(self, func: Callable[..., Any], out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for each in tensors_in((out,)):
+            if not each.requires_grad and self._is_new(func, each, args, kwargs):
+                self._made[each] = True
+
+    def _is_new(self, func: Callable[..., Any], out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether `out` is a tensor of its own, and neither an argument nor a view of data."""
+        taken = tensors_in((*args, *kwargs.values()))
+        if not has_memory(out) or out._is_view() or any(out is each for each in taken):
+            return False
+        return func is not Tensor.detach or args[0].requires_grad or self.made(args[0])
+
+    def _tell(self) -> None:
+        """Warn, once for this context, that nothing was compressed."""
+        warnings.warn(
+            f"actbench.compress('{self.scheme}') compressed nothing: {self.witness.names} kept all that they keep "
+            "under 'fp32'. docs/schemes.md says which operations are compressed.",
+            stacklevel=3 if type(self) is Compression else 4,
+        )
+        self.witness.told()
 
     @property
     def around_loss(self) -> AbstractContextManager[None]:
@@ -160,6 +209,7 @@ class Compression(TorchFunctionMode):
         ratio = scheme.projection if projected else 1
         if not is_smaller(rows, width, dtype, scheme, ratio):
             return None
+        self.found = True
         return Kept.of(rows, width, dtype, scheme, self.noise(), ratio, name, self.watch)
 
     def keep_input(
@@ -169,11 +219,20 @@ class Compression(TorchFunctionMode):
 
         Without `rows` its last dimension is the matrix's width.
         """
-        if is_parameter(x):
-            return None
         width = x.shape[-1] if rows is None else x.numel() // rows
+        if self.stays(x):
+            # It is a call all the same: which one has which number does not depend on what stays.
+            self.next_call(operation, x.dtype, (x.numel() // width, width))
+            return None
         kept = self.keep(operation, x.numel() // width, width, x.dtype, projected)
         return None if kept is None else (kept, kept.pack(x.detach().reshape(-1, width)))
+
+    def stays(self, x: Tensor) -> bool:
+        """Whether `x` stays as it is whatever is kept, so that a code of it would come on top.
+
+        That are parameters, what operations keep that no rule covers and, but for the papers' schemes, data.
+        """
+        return is_parameter(x) or self.witness.keeps(x) or (self.is_data(x) and not self.scheme.is_papers)
 
     def next_call(self, operation: str, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
         """Count the next call of `operation`; what a user reads of its input."""
@@ -305,17 +364,6 @@ def compressible(x: Any) -> bool:
     return has_memory(x) and x.dtype in _COMPRESSIBLE and x.numel() > 0
 
 
-def has_memory(x: Any) -> bool:
-    """Whether `x` is a tensor whose values lie as such in memory of a CPU or a GPU."""
-    if not isinstance(x, Tensor) or is_lazy(x) or x.layout != torch.strided:
-        return False
-    if x.is_nested or x.device.type not in ("cpu", "cuda"):
-        return False
-    # What has operations of its own, as a fake or a distributed tensor, may have none.
-    has_own: bool = torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python)
-    return not has_own and not torch._C._functorch.is_functorch_wrapped_tensor(x)
-
-
 def apply(function: type[Function], *arguments: Any) -> Tensor:
     """The result of an autograd function of ours."""
     out: Tensor = function.apply(*arguments)
@@ -353,11 +401,6 @@ def is_weight(matrix: Any) -> bool:
     """Whether `matrix` [D, H] is a trained Parameter or a view of one: its transpose, or one of several in a stack."""
     trained = has_memory(matrix) and matrix.requires_grad and matrix.dim() == 2 and matrix.numel() > 0
     return trained and is_parameter(matrix)
-
-
-def is_parameter(x: Tensor) -> bool:
-    """Whether `x` is a Parameter or a view of one, which stays whatever is kept."""
-    return isinstance(x, Parameter) or isinstance(x._base, Parameter)
 
 
 def compress_matmul(
@@ -406,14 +449,14 @@ def compress_batch_norm(
 ) -> Tensor | None:
     """`F.batch_norm`: the input kept quantized."""
     needed = any(t is not None and t.requires_grad for t in (input, weight))
-    if not (needed and compressible(input) and input[:, 0].numel() > 1):
+    if not (needed and compressible(input) and input[:, 0].numel() > 1) or mode.stays(input):
         return None
     kept = keep_batch_norm(mode, input)
     if kept is None:
         return None
     statistics = running_mean, running_var, training
     found = Normalized.of(input, weight, bias, *statistics, momentum, eps)
-    function = BatchNormInUnits if mode.scheme.norms_in_units else BatchNorm
+    function = BatchNorm if mode.scheme.is_papers else BatchNormInUnits
     return apply(function, kept, found, input, weight, bias, *statistics, eps)
 
 
@@ -423,7 +466,7 @@ def keep_batch_norm(mode: Compression, input: Tensor) -> Kept | None:
     A row is one of N; in the input's own units, where channels differ, one channel of that if it has several values.
     """
     rows = input.shape[0]
-    if not mode.scheme.norms_in_units and input.numel() > rows * input.shape[1]:
+    if mode.scheme.is_papers and input.numel() > rows * input.shape[1]:
         rows *= input.shape[1]
     return mode.keep("batch_norm", rows, input.numel() // rows, input.dtype, projected=False)
 
@@ -452,6 +495,7 @@ def compress_relu(
     """`F.relu`: a bit an element kept."""
     if not (compressible(input) and input.requires_grad):
         return None
+    mode.found = True
     return apply(Relu, input, inplace)
 
 
@@ -470,6 +514,7 @@ def _leaky_relu(
     # In place and below 0 torch itself refuses backward.
     if not (compressible(input) and input.requires_grad) or (inplace and negative_slope < 0):
         return None
+    mode.found = True
     return apply(LeakyRelu, input, negative_slope, inplace)
 
 
@@ -490,6 +535,7 @@ def compress_dropout(
     """`F.dropout` in training: a bit or a seed kept."""
     if not (training and 0 < p < 1 and compressible(input) and input.requires_grad):
         return None
+    mode.found = True
     by_seed = keeps_seed(input.numel(), mode.scheme, input.device.type)
     return apply(Dropout, input, DrawnMask(input, p, inplace, by_seed), inplace)
 
@@ -521,6 +567,7 @@ def compress_sparse_product(
 
 
 def _drop_edges(mode: Compression, func: Callable[..., Edges], edges: Edges, p: float) -> Edges:
+    mode.found = True
     chosen = choose_edges(edges, p)
     return Edges.subset(edges.crow, edges.col, chosen, pack_mask(chosen))
 

@@ -40,8 +40,8 @@ class Ledger:
     What shares storage with a tensor of `exclude` (parameters, buffers, graph data) is not counted. A storage counts
     once, however often it is saved, and only if it is still alive when the context closes; what an earlier ledger,
     `beyond`, has counted is left to that one. What `offload` has moved to host memory is not alive and not counted.
-    Where nobody holds a result, the latest one's are counted. Closing it raises `UsageError` if tensors were kept and none
-    is alive, as after backward, and so does a tensor whose memory cannot be found.
+    Where nobody holds a result, the latest one's are counted. Closing it raises `UsageError` if tensors were kept and
+    none is alive, as after backward, and so does a tensor whose memory cannot be found.
     """
 
     def __init__(self, exclude: Iterable[Tensor] = (), beyond: Ledger | None = None) -> None:

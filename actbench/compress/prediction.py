@@ -84,7 +84,7 @@ def predict_saved_bytes(operations: Iterable[Operation], scheme: Scheme, device:
     packed_bytes = 0
     for operation in operations:
         calls[operation.kind] += 1
-        at = scheme.for_call(operation.kind, calls[operation.kind])
+        at = scheme.for_call(operation.kind, calls[operation.kind], of_data=operation.tensor == "data")
         if operation.kind in _LAYERS or _drops_data(operation):
             continue
         if at.compresses:

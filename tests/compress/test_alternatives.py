@@ -308,7 +308,7 @@ def test_an_override_changes_its_call_alone() -> None:
     network: Any = Network(Architecture("sage", 2, 24, 0.4, True), FEATURES, CLASSES)
     x, adjacency = graph("sage")
     state = torch.get_rng_state()
-    text = "int4/linear2:bits=8,projection=4/linear3:bits=32/batch_norm1:block=48"
+    text = "exact:bits=4,projection=1/linear2:bits=8,projection=4/linear3:bits=32/batch_norm1:block=48"
     with actbench.compress(text), Ledger(resident(network, x, adjacency)) as ledger:
         out = network(x, adjacency)
     kept = [(e.operation, e.call, e.dtype, e.saved_bytes) for e in ledger.entries if e.saved_bytes > 100]
@@ -341,7 +341,7 @@ def test_an_override_changes_its_call_alone() -> None:
 def test_a_product_is_numbered_as_the_ledger_names_it() -> None:
     weight = nn.Parameter(torch.randn(6, 4))
     x = torch.randn(20, 6)
-    with actbench.compress("int8/mm1:bits=4/matmul1:bits=2"), Ledger([weight]) as ledger:
+    with actbench.compress("exact:bits=8,projection=1/mm1:bits=4/matmul1:bits=2"), Ledger([weight]) as ledger:
         outs = torch.mm(x, weight), x @ weight
     kept = {e.operation: e.saved_bytes for e in ledger.entries if e.dtype == "uint8"}
     assert kept == {"mm": 60, "matmul": 30}

@@ -1023,7 +1023,7 @@ def test_a_ledger_that_closes_asks_for_what_is_yet_to_be_kept() -> None:
     with Ledger():
         pass
     assert calls == [1, 2]
-    norm, x = nn.BatchNorm1d(128), torch.randn(64, 128)
+    norm, x = nn.BatchNorm1d(128), torch.randn(64, 128, requires_grad=True)
     with actbench.compress("derived"), Ledger([x, *norm.parameters(), *norm.buffers()]) as ledger:
         y = norm(x)
     assert ledger.total_bytes == 64 * 128 // 4 + 2 * 64 * 2 + 128 * 4

@@ -30,6 +30,9 @@ from actbench.errors import NonFiniteError, UsageError
 from actbench.graphs import mean_adjacency
 from actbench.models import Architecture, Network
 
+# Single functions, and what is left to torch by design: that nothing is compressed is told, and no fault.
+pytestmark = pytest.mark.filterwarnings("ignore:.*compressed nothing:UserWarning")
+
 COMPRESSING = ["blockwise-vm", "derived"]
 SCHEMES = [*COMPRESSING, "bf16", "checkpoint"]
 NODES, FEATURES, CLASSES = 60, 16, 5

@@ -15,6 +15,9 @@ from actbench.errors import NonFiniteError, SchemeError
 from actbench.graphs import mean_adjacency
 from actbench.quant import mersenne
 
+# Single functions, and what is left to torch by design: that nothing is compressed is told, and no fault.
+pytestmark = pytest.mark.filterwarnings("ignore:.*compressed nothing:UserWarning")
+
 SCHEMES = ["fp32", "exact", "blockwise", "blockwise-vm", "blockwise:bits=8,block=5,projection=1"]
 
 

@@ -14,6 +14,9 @@ from actbench.compress import Ledger
 from actbench.quant.levels import level_table
 from actbench.scheme import Scheme
 
+# Single functions, and what is left to torch by design: that nothing is compressed is told, and no fault.
+pytestmark = pytest.mark.filterwarnings("ignore:.*compressed nothing:UserWarning")
+
 SCHEMES = ["int4", "int8", "derived", "derived-lean", "derived-fine", "int4:block=24,levels=clipped-normal"]
 SMALLEST = 2.0**-100
 """An eps that counts beside no variance here."""

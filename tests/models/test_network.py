@@ -84,6 +84,7 @@ def test_measured_at_arxivs_size(scheme: str) -> None:
     assert measured(ARXIV_SAGE, ARXIV_NODES, 128, 40, scheme) == predicted(scheme)
 
 
+@pytest.mark.filterwarnings("ignore:.*compressed nothing:UserWarning")
 @pytest.mark.parametrize("model", ["sage", "gcn"])
 @pytest.mark.parametrize("layers", [1, 2, 4])
 @pytest.mark.parametrize("dropout", [0.0, 0.5])

@@ -1,0 +1,35 @@
+"""What a tensor is: in memory or not, a parameter or not; and the tensors among a function's arguments or results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.parameter import is_lazy
+
+
+def has_memory(x: Any) -> bool:
+    """Whether `x` is a tensor whose values lie as such in memory of a CPU or a GPU."""
+    if not isinstance(x, Tensor) or is_lazy(x) or x.layout != torch.strided:
+        return False
+    if x.is_nested or x.device.type not in ("cpu", "cuda"):
+        return False
+    # What has operations of its own, as a fake or a distributed tensor, may have none.
+    has_own: bool = torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python)
+    return not has_own and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
+def is_parameter(x: Tensor) -> bool:
+    """Whether `x` is a Parameter or a view of one, which stays whatever is kept."""
+    return isinstance(x, Parameter) or isinstance(x._base, Parameter)
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among `values`, and in lists and tuples of them."""
+    for value in values:
+        for each in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(each, Tensor):
+                yield each
