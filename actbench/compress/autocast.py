@@ -12,13 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-_PRODUCTS: Final = frozenset(
-    (
-        torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm, torch.mv, Tensor.mv,
-        torch.bmm, Tensor.bmm, torch.addmm, Tensor.addmm, Tensor.addmm_, torch.addmv, Tensor.addmv, Tensor.addmv_,
-        torch.sparse.mm, torch.sparse.addmm, torch.sparse.sampled_addmm, torch.smm, Tensor.smm, torch.hspmm,
-        torch.sspaddmm, Tensor.sspaddmm, F.linear,
-    )
+_PRODUCTS: Final = (
+    torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm, torch.mv, Tensor.mv,
+    torch.bmm, Tensor.bmm, torch.addmm, Tensor.addmm, Tensor.addmm_, torch.addmv, Tensor.addmv, Tensor.addmv_,
+    torch.sparse.mm, torch.sparse.addmm, torch.sparse.sampled_addmm, torch.smm, Tensor.smm, torch.hspmm,
+    torch.sspaddmm, Tensor.sspaddmm, F.linear,
 )  # fmt: skip
 
 

@@ -136,6 +136,8 @@ class Compression(TorchFunctionMode):
     ) -> Any:
         """Run `func`, or the function of ours that keeps less."""
         kwargs = kwargs or {}
+        if not self._entered:
+            _refuse_unentered(self)
         if self.scheme.compresses and torch.is_grad_enabled():
             out = _handled(self, func, args, kwargs)
             if out is not None:
@@ -304,6 +306,16 @@ def run_as_written(function: Callable[..., Any]) -> None:
 def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
     disabled: Callable[..., Any] = torch.compiler.disable(function)
     return disabled
+
+
+@uncompiled
+def _refuse_unentered(mode: Compression) -> None:
+    """Torch.compile makes a context of what it compiles active and does not enter it: nothing would be compressed."""
+    if mode.scheme.name != "fp32":
+        raise UsageError(
+            f"torch.compile does not enter actbench.compress('{mode.scheme}') inside of a function that it compiles: "
+            "open the context around the call of the compiled function."
+        )
 
 
 @uncompiled

@@ -178,7 +178,7 @@ def test_no_more_is_kept_than_fp32_keeps(name: str, scheme: str) -> None:
 @pytest.mark.parametrize("scheme", QUANTIZING)
 def test_a_parameter_is_kept_by_nobody(scheme: str) -> None:
     embedding, layer = nn.Embedding(300, 64), nn.Linear(64, 8)
-    exclude = [*embedding.parameters(), *layer.parameters()]
+    exclude: list[Tensor] = [*embedding.parameters(), *layer.parameters()]
     assert kept_bytes(lambda: layer(embedding.weight), exclude, scheme) == 0
     assert kept_bytes(lambda: layer(embedding.weight[:200]), exclude, scheme) == 0
 
@@ -347,21 +347,35 @@ def test_the_ledger_counts_an_edge_index_and_what_nobody_holds(scheme: str) -> N
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("scheme", ["int4", "derived"])
-def test_no_context_is_compiled_anew(scheme: str) -> None:
-    """By name or made inside of what is compiled: no number of calls reaches the limit of recompilations."""
+def test_no_call_of_a_compiled_model_compiles_ours_anew(scheme: str) -> None:
+    """Whatever number of contexts and forms of calls, none of our own functions reaches the limit of recompilations."""
     network = perceptron()
+    compiled: Any = torch.compile(network, backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        for _ in range(6):
+            with actbench.compress(scheme):
+                out = compiled(torch.randn(ROWS, WIDTH))
+            out.sum().backward()
+    assert type(out.grad_fn).__name__ == "LinearBackward"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("scheme", ["int4", "derived", "bf16"])
+@pytest.mark.parametrize("made", ["inside", "outside"])
+def test_a_context_inside_of_what_is_compiled_is_refused(made: str, scheme: str) -> None:
+    """Torch.compile never enters it: all would be kept, and nobody told."""
+    network, context = perceptron(), actbench.compress(scheme)
 
     def inside(x: Tensor) -> Tensor:
-        with actbench.compress(scheme):
+        with actbench.compress(scheme) if made == "inside" else context:
             out: Tensor = network(x)
         return out
 
     compiled: Any = torch.compile(inside, backend="eager")
-    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
-        for _ in range(6):
-            out = compiled(torch.randn(ROWS, WIDTH))
-            out.sum().backward()
-    assert type(out.grad_fn).__name__ == "LinearBackward"
+    with pytest.raises(UsageError, match="open the context around the call of the compiled function"):
+        compiled(torch.randn(ROWS, WIDTH))
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow
