@@ -10,7 +10,6 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 _PRODUCTS: Final = (
     torch.matmul, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.mm, Tensor.mm, torch.mv, Tensor.mv,
@@ -18,6 +17,9 @@ _PRODUCTS: Final = (
     torch.sparse.mm, torch.sparse.addmm, torch.sparse.sampled_addmm, torch.smm, Tensor.smm, torch.hspmm,
     torch.sspaddmm, Tensor.sspaddmm, F.linear,
 )  # fmt: skip
+
+
+_SPARSE: Final = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 
 
 class Autocast:
@@ -54,7 +56,7 @@ def whole_product(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[
 
 
 def _is_sparse(x: Any) -> bool:
-    return isinstance(x, Tensor) and not is_lazy(x) and x.layout not in (torch.strided, torch.jagged)
+    return isinstance(x, Tensor) and x.layout in _SPARSE
 
 
 def _whole(x: Any) -> Any:

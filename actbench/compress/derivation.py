@@ -349,7 +349,7 @@ def _batch_norm(
     if not (input.requires_grad or weight.requires_grad) or input.shape[0] < 2:
         return None
     rows, width = input.shape
-    if mode.is_data(input):
+    if mode.stays(input):
         return None
     if not is_smaller(rows, width, input.dtype, mode.scheme, 1):
         return None

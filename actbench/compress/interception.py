@@ -526,6 +526,8 @@ def _leaky_relu(
     # In place and below 0 torch itself refuses backward.
     if not (compressible(input) and input.requires_grad) or (inplace and negative_slope < 0):
         return None
+    if mode.witness.keeps(input):
+        return None
     mode.found = True
     return apply(LeakyRelu, input, negative_slope, inplace)
 
