@@ -88,6 +88,11 @@ class CallFound:
     divergence: dict[str, float | None]
     levels: dict[str, LevelsFound]
     blocks: list[BlockFound]
+    worst_column: float | None = None
+    """Of a norm's input: the largest mean rounding variance of a column in units of the column's own variance.
+
+    Backward divides by the latter, so that above 1 the column's share of the gradient is noise.
+    """
 
     @property
     def normal_over_uniform(self) -> float | None:
@@ -150,7 +155,17 @@ def study(call: str, x: Tensor, kept: Kept, draws: int) -> CallFound:
         if known
         else {},
         blocks=[_study_block(values, packing, rows, length) for length in BLOCK_LENGTHS],
+        worst_column=_worst_column(values, packing) if call.startswith("batch_norm") else None,
     )
+
+
+def _worst_column(values: Tensor, packing: Packing) -> float | None:
+    """Of the columns of `values` [rows, width] that vary, the largest expected rounding variance over their own."""
+    name = next(each for each in LEVELS if level_table(each, packing.bits, packing.block_length) == packing.levels)
+    rounding = expected_squares(values, packing, [name])[name].view(values.shape).double().mean(0)
+    own = values.double().var(0, correction=0)
+    ratios = (rounding / own)[own > 0]
+    return float(ratios.max()) if ratios.numel() else None
 
 
 def sampled_rows(rows: int, width: int, elements: int, device: torch.device) -> Tensor:

@@ -229,6 +229,7 @@ _CALL: Final = {
     "levels": lambda value: isinstance(value, dict),
     "blocks": [{"length": _is_length, "saved_bytes": is_figure, "error": dict.fromkeys(LEVELS, is_figure)}],
     "normal_over_uniform": _optional(is_figure),
+    "worst_column": _optional(is_figure),
 }
 _COUNTED: Final = {
     "rms": _is_positive,

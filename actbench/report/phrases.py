@@ -294,6 +294,14 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
         "保持する値の丸め誤差の二乗平均平方根の期待値（値自身の二乗平均平方根に対する%）。ブロックが長いほど"
         "バイト数は減り、値の幅は広がる。MiBは符号と最小値とスケール。",
     ),
+    "study.drowned": (
+        "Warning: blocks mix columns of different scale or mean in {calls}: there the rounding of one column has so "
+        "many times the column's own variance, and batch norm's gradient is noise with a wrong mean. Schemes other than the "
+        "papers' keep each column in units of its own.",
+        "警告：{calls}では、スケールや平均の異なる列が同じブロックに入っています。丸め誤差の分散が列自身の分散の上記の倍数に"
+        "達する列があり、バッチ正規化の勾配はノイズに埋もれ、その平均も偏ります。論文以外のスキームは、列ごとの単位で保持する"
+        "ため影響を受けません。",
+    ),
     "study.worse": (
         "Clipped-normal levels (VM) are worse than uniform ones here for: {calls}.",
         "次の入力では、切断正規のレベル（VM）は一様なレベルより分散が大きい：{calls}。",

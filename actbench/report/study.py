@@ -186,6 +186,10 @@ def _values_sheet(schemes: str, calls: list[dict[str, Any]], language: Language)
     bins = {"bins": str(len(calls[0]["histogram"]))}
     headings = _headings("call", "stored", "block", "from_uniform", "from_normal", "nearer")
     notes = [Sentence("study.note.values", bins)]
+    drowned = {call["call"]: ratio for call in calls if (ratio := call.get("worst_column")) is not None and ratio > 1}
+    if drowned:
+        named = ", ".join(f"{name} ({ratio:,.3g} x)" for name, ratio in drowned.items())
+        notes.insert(0, Sentence("study.drowned", {"calls": named}))
     part = [call["call"] for call in calls if call["counted_rows"] < call["rows"]]
     if part:
         notes.append(Sentence("study.note.counted", {"calls": ", ".join(part)}))

@@ -9,6 +9,7 @@ import torch
 from scipy.integrate import quad
 from scipy.spatial.distance import jensenshannon
 from scipy.stats import norm
+from torch import Tensor
 
 from actbench.analysis import distribution
 from actbench.analysis.distribution import (
@@ -178,3 +179,22 @@ def test_of_a_large_input_runs_of_rows_are_counted_on(monkeypatch: pytest.Monkey
     assert (part.rows, part.counted_rows, whole.counted_rows) == (3000, 512, 3000)
     assert sum(part.histogram) == 512 * 64
     assert [block.saved_bytes for block in part.blocks] == [block.saved_bytes for block in whole.blocks]
+
+
+def test_a_norms_narrow_column_drowns_in_a_block_of_wide_ones() -> None:
+    """Of columns of scale 1 and one of 1/100: the rounding variance of the wide ones' block over the narrow one's own."""
+    torch.manual_seed(0)
+    x = torch.randn(500, 8)
+    even = study("batch_norm 1", x, _kept(x), draws=1).worst_column
+    x[:, 3] /= 100
+    narrow = study("batch_norm 1", x, _kept(x), draws=1).worst_column
+    # At most the square of half a step of a range of eight of the wide ones' deviations, in units of theirs.
+    assert even is not None
+    assert narrow is not None
+    assert even < (8 / 3 / 2) ** 2
+    assert 100 < narrow < 100**2 * (8 / 3 / 2) ** 2
+    assert study("linear 1", x, _kept(x), draws=1).worst_column is None
+
+
+def _kept(x: Tensor) -> Kept:
+    return Kept.of(x.shape[0], x.shape[1], x.dtype, Scheme.parse("exact"), Noise(0, 0), 1)
