@@ -296,8 +296,8 @@ TEXTS: Final[dict[str, tuple[str, str]]] = {
     ),
     "study.drowned": (
         "Warning: blocks mix columns of different scale or mean in {calls}: there the rounding of one column has so "
-        "many times the column's own variance, and batch norm's gradient is noise with a wrong mean. Schemes other than the "
-        "papers' keep each column in units of its own.",
+        "many times the column's own variance, and batch norm's gradient is noise with a wrong mean. Schemes other "
+        "than the papers' keep each column in units of its own.",
         "警告：{calls}では、スケールや平均の異なる列が同じブロックに入っています。丸め誤差の分散が列自身の分散の上記の倍数に"
         "達する列があり、バッチ正規化の勾配はノイズに埋もれ、その平均も偏ります。論文以外のスキームは、列ごとの単位で保持する"
         "ため影響を受けません。",

@@ -182,7 +182,7 @@ def test_of_a_large_input_runs_of_rows_are_counted_on(monkeypatch: pytest.Monkey
 
 
 def test_a_norms_narrow_column_drowns_in_a_block_of_wide_ones() -> None:
-    """Of columns of scale 1 and one of 1/100: the rounding variance of the wide ones' block over the narrow one's own."""
+    """Of columns of scale 1 and one of 1/100: the rounding variance of the block over the narrow one's own."""
     torch.manual_seed(0)
     x = torch.randn(500, 8)
     even = study("batch_norm 1", x, _kept(x), draws=1).worst_column
