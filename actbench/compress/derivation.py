@@ -56,6 +56,7 @@ from actbench.compress.ledger import before_closing
 from actbench.compress.norms import BatchNormInUnits, LayerNorm, Normalized
 from actbench.compress.products import content_of
 from actbench.compress.saved import Keeping, Kept, is_smaller, keeps_seed
+from actbench.compress.stands import Stand
 from actbench.compress.tensors import has_memory, tensors_in
 from actbench.quant import Rectifier, dense_sum
 from actbench.scheme import Scheme
@@ -135,6 +136,13 @@ class Derivation(Compression):
             held = super().keep_input(operation, x, projected, rows) or (AsIs(), (x.detach(),))
             self.hold(x, held)
         return held
+
+    def _give_way(self, kept: Tensor) -> None:
+        super()._give_way(kept)
+        place = kept.untyped_storage().data_ptr()
+        for each in [known for known, _ in self.held.items()]:
+            if has_memory(each) and each.untyped_storage().data_ptr() == place:
+                self.held.pop(each)
 
     def hold(self, x: Tensor, held: Held) -> None:
         """Let later calls read `x` from what is `held` of it, as long as all that changes it is seen."""
@@ -381,7 +389,11 @@ def _relu(mode: Derivation, func: Callable[..., Tensor], input: Tensor, inplace:
         entry[0], onward = None, normed.knot
         mode.taken(input)
     knot = Dropping()
-    out, next_tie = apply_for_two(Rectify, rectified.rectifier, codes, onward, knot, inplace, input, tie)
+    stand = Stand(codes) if tie is None else None
+    arguments = rectified.rectifier, codes, onward, knot, stand, inplace, input, tie
+    out, next_tie = stand.apply(Rectify, *arguments) if stand else apply_for_two(Rectify, *arguments)
+    if stand:
+        mode.stand_for(out, stand)
     mode.hold(out, (rectified, codes))
     mode.tied[out] = next_tie, knot
     return out

@@ -25,6 +25,7 @@ from actbench.compress.functions import DrawnMask
 from actbench.compress.norms import Normalized, batch_norm_backward
 from actbench.compress.products import content_of, looked_at_product
 from actbench.compress.saved import Keeping, Kept, Watch
+from actbench.compress.stands import Stand, pass_relu
 from actbench.errors import UsageError
 from actbench.quant import Dropped, RectifiedCodes, Rectifier, dense_sum, scale_where
 
@@ -239,15 +240,17 @@ class Rectify(Function):
         codes: RectifiedCodes,
         onward: Rectifying | None,
         knot: Dropping,
+        stand: Stand | None,
         inplace: bool,
         x: Tensor,
         tie: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Keeps the codes of `x`. Returns the result and a tie for dropout, whose knot is `knot`.
+        """Keeps the codes of `x`, or what `stand` gives way to. Returns the result and a tie for dropout.
 
-        With a `tie` of the batch norm that made x, the gradient goes along that one, with the knot `onward`.
+        The tie's knot is `knot`. With a `tie` of the batch norm that made x, the gradient goes along that one, with the
+        knot `onward`, and there is no `stand`.
         """
-        ctx.rectifier, ctx.onward, ctx.knot = rectifier, onward, knot
+        ctx.rectifier, ctx.onward, ctx.knot, ctx.stand = rectifier, onward, knot, stand
         # In place there is no x any more but the result.
         ctx.x = None if inplace else TensorWeakRef(x)
         ctx.set_materialize_grads(False)
@@ -263,7 +266,7 @@ class Rectify(Function):
         """Exact."""
         codes = ctx.saved_tensors
         gradient, dropped = by_out, None
-        nothing = (None,) * 5
+        nothing = (None,) * 6
         if by_tie is not None:
             dropped, given = ctx.knot.take()
             if given:
@@ -271,11 +274,11 @@ class Rectify(Function):
             elif by_out is None:
                 gradient = by_tie
             else:
-                gradient, dropped = ctx.rectifier.passed(by_tie, codes, dropped) + by_out, None
+                gradient, dropped = pass_relu(ctx.stand, ctx.rectifier, by_tie, codes, dropped) + by_out, None
         if gradient is None:
             return (*nothing, None, None)
         if ctx.onward is None:
-            return *nothing, ctx.rectifier.passed(gradient, codes, dropped), None
+            return *nothing, pass_relu(ctx.stand, ctx.rectifier, gradient, codes, dropped), None
         by_x = ctx.rectifier.passed(gradient, codes, dropped) if _lives(ctx.x) else None
         ctx.onward.leave((ctx.rectifier, codes, dropped, None if by_x is None else Given.of(by_x)))
         return *nothing, by_x, gradient

@@ -16,6 +16,7 @@ from torch.autograd import Function
 from actbench.compress.first_order import first_order
 from actbench.compress.products import Symmetry, looked_at_product, transposed_product
 from actbench.compress.saved import Keeping
+from actbench.compress.stands import Stand
 from actbench.quant import draw_mask, keep_where, pack_mask, pack_positive, scale_where, unpack_mask
 
 
@@ -101,11 +102,12 @@ class Addmm(Function):
 
 
 class Relu(Function):
-    """`torch.relu`, keeping one bit an element."""
+    """`torch.relu`, keeping one bit an element, or what `stand` gave way to."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, inplace: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, inplace: bool, stand: Stand) -> Tensor:
         """Keeps where the result is not 0: what FP32's backward asks too, so a NaN's gradient passes there as here."""
+        ctx.stand = stand
         if inplace:
             ctx.mark_dirty(x)
         out = x.relu_() if inplace else x.relu()
@@ -114,10 +116,11 @@ class Relu(Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Exact."""
         (packed,) = ctx.saved_tensors
-        return keep_where(gradient, packed), None
+        by_x = gradient.masked_fill(packed <= 0, 0) if ctx.stand.whole else keep_where(gradient, packed)
+        return by_x, None, None
 
 
 class LeakyRelu(Function):

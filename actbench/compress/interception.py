@@ -29,6 +29,7 @@ from actbench.compress.functions import Addmm, DrawnMask, Dropout, LeakyRelu, Li
 from actbench.compress.norms import BatchNorm, BatchNormInUnits, Normalized
 from actbench.compress.offload import Offload
 from actbench.compress.saved import Keeping, Kept, Noise, Watch, is_smaller, keeps_seed
+from actbench.compress.stands import Stand
 from actbench.compress.tensors import has_memory, is_parameter, tensors_in
 from actbench.compress.witness import Witness
 from actbench.errors import UsageError
@@ -66,6 +67,8 @@ class Compression(TorchFunctionMode):
         self._calls: Counter[str] = Counter()
         self.watch = Watch()
         self.witness = Witness()
+        self._stands: dict[int, list[Stand]] = {}
+        """What is kept in place of tensors, by where their storages lie."""
         self._made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         """Tensors without gradient that were made inside, changed in place or not: no data that stays anyway."""
 
@@ -120,6 +123,7 @@ class Compression(TorchFunctionMode):
         self._contexts.close()
         self.witness.end()
         self.witness.forget()
+        self._stands.clear()
         self._made.clear()
         if self.found or kind is not None:
             self.witness.told()
@@ -155,7 +159,9 @@ class Compression(TorchFunctionMode):
         if self.scheme.compresses:
             self._note_made(func, out, args, kwargs)
             if torch.is_grad_enabled():
-                self.witness.see(func, out, (*args, *kwargs.values()), lambda x: is_parameter(x) or self.is_data(x))
+                arguments = *args, *kwargs.values()
+                for kept in self.witness.see(func, out, arguments, lambda x: is_parameter(x) or self.is_data(x)):
+                    self._give_way(kept)
         return out
 
     def made(self, x: Tensor) -> bool:
@@ -235,6 +241,15 @@ class Compression(TorchFunctionMode):
         That are parameters, what operations keep that no rule covers and, but for the papers' schemes, data.
         """
         return is_parameter(x) or self.witness.keeps(x) or (self.is_data(x) and not self.scheme.is_papers)
+
+    def stand_for(self, x: Tensor, stand: Stand) -> None:
+        """Tell that `stand` is kept in place of `x`, until an operation that no rule covers keeps that itself."""
+        stand.stand_for(x)
+        self._stands.setdefault(x.untyped_storage().data_ptr(), []).append(stand)
+
+    def _give_way(self, kept: Tensor) -> None:
+        for stand in self._stands.pop(kept.untyped_storage().data_ptr(), ()):
+            stand.give_way(kept)
 
     def next_call(self, operation: str, dtype: torch.dtype, shape: tuple[int, ...]) -> str:
         """Count the next call of `operation`; what a user reads of its input."""
@@ -400,7 +415,23 @@ def compress_linear(
     if not (compressible(input) and is_layer(weight, bias)):
         return None
     kept = mode.keep_input("linear", input, projected=True)
-    return apply(Linear, func, True, *kept, input, weight, bias) if kept else None
+    return apply_linear(mode, Linear, (func, True), kept, input, weight, bias) if kept else None
+
+
+def apply_linear(
+    mode: Compression,
+    function: type[Function],
+    how: tuple[Any, ...],
+    kept: tuple[Keeping, tuple[Tensor, ...]],
+    *operands: Any,
+) -> Tensor:
+    """The product that `function` makes of `operands`, x among them as the last but two."""
+    x = operands[-3]
+    stand = Stand(kept[1], kept[0])
+    out: Tensor = stand.apply(function, *how, stand, kept[1], *operands)
+    if x.requires_grad or mode.made(x):
+        mode.stand_for(x, stand)
+    return out
 
 
 def is_layer(weight: Tensor, bias: Tensor | None) -> bool:
@@ -423,7 +454,7 @@ def compress_matmul(
     if not (is_weight(other) and compressible(input) and input.dim() > 1):
         return None
     kept = mode.keep_input(operation, input, projected=True)
-    return apply(Linear, func, False, *kept, input, other, None) if kept else None
+    return apply_linear(mode, Linear, (func, False), kept, input, other, None) if kept else None
 
 
 def _mm(mode: Compression, func: Callable[..., Tensor], input: Any, mat2: Any) -> Tensor | None:
@@ -508,7 +539,10 @@ def compress_relu(
     if not (compressible(input) and input.requires_grad):
         return None
     mode.found = True
-    return apply(Relu, input, inplace)
+    stand = Stand()
+    out: Tensor = stand.apply(Relu, input, inplace, stand)
+    mode.stand_for(out, stand)
+    return out
 
 
 def _relu_(mode: Compression, func: Callable[..., Tensor], input: Tensor) -> Tensor | None:

@@ -64,23 +64,26 @@ class Witness:
 
     def see(
         self, func: Callable[..., Any], out: Any, arguments: tuple[Any, ...], is_data: Callable[[Tensor], bool]
-    ) -> None:
-        """A function that ran as it is; `is_data` tells which of its arguments stay anyway."""
+    ) -> list[Tensor]:
+        """A function that ran as it is: what it keeps. `is_data` tells which of its arguments stay anyway."""
         # Hooks of a user's may copy a tensor from elsewhere at every look.
         hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
         if hooks is not None and not hooks[0].__module__.startswith("actbench."):
-            return
+            return []
         if not any(each.requires_grad for each in tensors_in((out,))):
-            return
+            return []
+        kept = []
         stays = {
             each.untyped_storage().data_ptr() for each in tensors_in(arguments) if has_memory(each) and is_data(each)
         }
         for tensor in _saved(out, arguments):
             storage = tensor.untyped_storage()
             if tensor.is_floating_point() and storage.data_ptr() not in stays and storage.nbytes() > 0:
+                kept.append(tensor)
                 self._storages[storage.data_ptr()] = StorageWeakRef(storage)
                 if len(self._functions) < _MOST_NAMES:
                     self._functions[getattr(func, "__name__", str(func)).strip("_")] = None
+        return kept
 
     def _see_module(self, module: Module, args: Any, out: Any) -> None:
         scripted = isinstance(module, torch.jit.ScriptModule)

@@ -488,7 +488,7 @@ def test_a_flag_that_a_gpu_sets_late_is_found_in_backward_or_by_the_next_forward
     with actbench.compress("exact") as compression:
         out = linear(x)
         kept = out.grad_fn.kept
-        late = compression.watch.flag(kept.name, x.device)
+        late = compression.watch.flag(kept._keeping.name, x.device)
     late.fill_(1)
     with pytest.raises(NonFiniteError, match="the input of linear 1"):
         out.sum().backward()

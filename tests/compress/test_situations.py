@@ -152,6 +152,10 @@ NO_MORE: dict[str, Callable[[], nn.Module]] = {
     "reshaped": lambda: nn.Sequential(nn.Linear(WIDTH, 64), nn.Tanh(), nn.Unflatten(1, (2, 32)), nn.Linear(32, 4)),
     "tanh, then a norm": lambda: nn.Sequential(nn.Linear(WIDTH, 64), nn.Tanh(), nn.BatchNorm1d(64), nn.Linear(64, 4)),
     "one linear": lambda: nn.Linear(WIDTH, 4),
+    "columns of one": lambda: nn.Sequential(nn.Linear(WIDTH, 1), nn.ReLU(), nn.Linear(1, 4)),
+    "ReLU, then convolution": lambda: nn.Sequential(
+        nn.Linear(WIDTH, 64), nn.ReLU(), nn.Unflatten(1, (1, 64)), nn.Conv1d(1, 1, 3), nn.Flatten(), nn.Linear(62, 4)
+    ),
 }
 
 
@@ -172,6 +176,46 @@ def test_no_more_is_kept_than_fp32_keeps(name: str, scheme: str) -> None:
     network, x = NO_MORE[name](), torch.randn(400, WIDTH)
     exclude = [x, *network.parameters(), *network.buffers()]
     assert kept_bytes(lambda: network(x), exclude, scheme) <= kept_bytes(lambda: network(x), exclude, "fp32")
+
+
+LATER: dict[str, Callable[[Tensor], Tensor]] = {
+    "convolution": lambda h: F.conv1d(h.unsqueeze(1), torch.ones(1, 1, 3, requires_grad=True), padding=1).squeeze(1),
+    "gelu": lambda h: F.gelu(h),
+    "a view": lambda h: F.silu(h.view(-1)).view(h.shape),
+    "product": lambda h: h * h.sin(),
+}
+
+
+@pytest.mark.parametrize("scheme", QUANTIZING)
+@pytest.mark.parametrize("name", LATER)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_code_gives_way_to_what_is_kept_in_float_later(inplace: bool, name: str, scheme: str) -> None:
+    """Of a ReLU and of a linear's input: no byte more than FP32, its gradient, and torch's check of versions."""
+    torch.manual_seed(0)
+    first, last, x = nn.Linear(WIDTH, 32), nn.Linear(32, 4), torch.randn(400, WIDTH)
+
+    def forward() -> tuple[Tensor, Tensor]:
+        h = F.relu(first(x), inplace=inplace)
+        out: Tensor = last(h)
+        return h, out + LATER[name](h).sum(1, keepdim=True)
+
+    exclude = [x, *first.parameters(), *last.parameters()]
+    found, kept = [], []
+    for each in ("fp32", scheme):
+        with actbench.compress(each, seed=0), Ledger(exclude) as ledger:
+            _, out = forward()
+        kept.append(ledger.total_bytes)
+        found.append(torch.autograd.grad(out.square().sum(), [*last.parameters(), first.bias]))
+    data = 0 if scheme in ("int8", "int4", "derived", "derived-fine") else 400 * 12
+    assert kept[1] <= kept[0] + data
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=400 * 2.0**-22 * float(one.abs().max()))
+    with actbench.compress(scheme, seed=0):
+        h, out = forward()
+    with torch.no_grad():
+        h.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
 
 
 @pytest.mark.filterwarnings("ignore:.*compressed nothing:UserWarning")

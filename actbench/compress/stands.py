@@ -1,0 +1,108 @@
+"""Codes that stand for a tensor until an operation that no rule covers keeps the tensor itself: then they are given up.
+
+A ReLU's bits, or a linear's packed input, are made before anybody can know that a convolution will keep the same values
+in float. FP32 keeps those once; so does this.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.graph import saved_tensors_hooks
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from actbench.compress.saved import Keeping
+from actbench.quant import Dropped, RectifiedCodes, Rectifier, scale_where
+
+
+class _Cell:
+    """What autograd holds of one saved tensor: the tensor, or what has taken its place."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.version = tensor._version
+
+
+class Stand:
+    """Codes in place of one tensor [any shape]; `whole` once it is the tensor itself that is kept."""
+
+    def __init__(self, packed: tuple[Tensor, ...] = (), keeping: Keeping | None = None) -> None:
+        self.whole = False
+        self._keeping = keeping
+        self._places = {each.data_ptr() for each in packed}
+        self._cells: list[weakref.ref[_Cell]] = []
+        self._storage: StorageWeakRef | None = None
+        self._version = 0
+        self._view: tuple[Any, ...] = ()
+
+    def apply(self, function: type[Function], *arguments: Any) -> Any:
+        """`function.apply(*arguments)`, whose codes may be given up later. Hooks of a user's see them as they are."""
+        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        if hooks is not None and not hooks[0].__module__.startswith("actbench."):
+            return function.apply(*arguments)
+        around = hooks[0] if hooks is not None else lambda tensor: tensor
+        with saved_tensors_hooks(lambda tensor: self._pack(around(tensor)), _unpack):
+            return function.apply(*arguments)
+
+    def stand_for(self, x: Tensor) -> None:
+        """The tensor whose place the codes have; as it is now."""
+        self._storage = StorageWeakRef(x.untyped_storage())
+        self._version, self._view = x._version, (x.size(), x.stride(), x.storage_offset())
+
+    def give_way(self, kept: Tensor) -> None:
+        """To the tensor, which somebody keeps: `kept` is it or a view of its memory."""
+        cells = [cell for each in self._cells if (cell := each()) is not None]
+        alive = self._storage is not None and not self._storage.expired()
+        if self.whole or not cells or not alive or kept._version != self._version:
+            return
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            cells[0].tensor = kept.detach().as_strided(*self._view)
+            cells[0].version = kept._version
+            for cell in cells[1:]:
+                cell.tensor = kept.new_empty(0)
+                cell.version = 0
+        self.whole = True
+
+    def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
+        """The tensor, or the estimate of it."""
+        assert self._keeping is not None
+        return packed[0] if self.whole else self._keeping.recover(packed)
+
+    def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
+        """`left` [n, rows] times that, times `scale`."""
+        assert self._keeping is not None
+        if not self.whole:
+            return self._keeping.left_product(left, packed, scale)
+        product = left @ packed[0].reshape(left.shape[1], -1).to(left.dtype)
+        return product if scale == 1 else product * scale
+
+    def _pack(self, tensor: Tensor) -> Any:
+        if tensor.layout == torch.strided and (not self._places or tensor.data_ptr() in self._places):
+            cell = _Cell(tensor)
+            self._cells.append(weakref.ref(cell))
+            return cell
+        return _Cell(tensor)
+
+
+def _unpack(cell: _Cell) -> Tensor:
+    if cell.tensor._version != cell.version:
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: "
+            f"[{cell.tensor.type()} {list(cell.tensor.shape)}] is at version {cell.tensor._version}; expected version "
+            f"{cell.version} instead."
+        )
+    return cell.tensor
+
+
+def pass_relu(
+    stand: Stand | None, rectifier: Rectifier, gradient: Tensor, codes: RectifiedCodes, dropped: Dropped | None
+) -> Tensor:
+    """`Rectifier.passed`, of the codes or, where those gave way, of the ReLU's output itself."""
+    if stand is None or not stand.whole:
+        return rectifier.passed(gradient, codes, dropped)
+    gradient = gradient if dropped is None else scale_where(gradient, dropped.mask, dropped.factor)
+    return gradient.masked_fill(codes[0] <= 0, 0)
