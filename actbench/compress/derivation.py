@@ -402,7 +402,7 @@ def _relu(mode: Derivation, func: Callable[..., Tensor], input: Tensor, inplace:
 def _elu(
     mode: Derivation, func: Callable[..., Tensor], input: Tensor, alpha: float = 1.0, inplace: bool = False
 ) -> Tensor | None:
-    if not (compressible(input) and input.requires_grad and alpha > 0):
+    if not (compressible(input) and input.requires_grad and alpha > 0) or mode.witness.keeps(input):
         return None
     out = func(input.detach(), alpha)
     rectified, codes = mode.rectify(-out, "elu")

@@ -82,17 +82,22 @@ def predict_saved_bytes(operations: Iterable[Operation], scheme: Scheme, device:
     calls: Counter[str] = Counter()
     kept: dict[str, int] = {"data": 0}
     packed_bytes = 0
+    bits: dict[str, int] = {}
     for operation in operations:
         calls[operation.kind] += 1
         at = scheme.for_call(operation.kind, calls[operation.kind], of_data=operation.tensor == "data")
         if operation.kind in _LAYERS or _drops_data(operation):
+            continue
+        if at.compresses and operation.kind == "relu":
+            bits[operation.tensor] = mask_bytes(operation.numel)
             continue
         if at.compresses:
             packed_bytes += _compressed_bytes(operation, at, device)
             continue
         kept.setdefault(operation.tensor, operation.numel * (_mask_bytes(operation, device) or FLOAT_BYTES))
         packed_bytes += _statistics_bytes(operation)
-    return sum(kept.values()) + packed_bytes
+    # A ReLU's bits give way where a later call keeps its output as it is.
+    return sum(kept.values()) + packed_bytes + sum(size for tensor, size in bits.items() if tensor not in kept)
 
 
 def require_calls(operations: Iterable[Operation], scheme: Scheme) -> None:
