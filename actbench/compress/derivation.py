@@ -357,12 +357,10 @@ def _batch_norm(
     if not (input.requires_grad or weight.requires_grad) or input.shape[0] < 2:
         return None
     rows, width = input.shape
-    if mode.stays(input):
-        return None
-    if not is_smaller(rows, width, input.dtype, mode.scheme, 1):
+    name = mode.next_call("batch_norm", input.dtype, tuple(input.shape))
+    if mode.stays(input) or not is_smaller(rows, width, input.dtype, mode.scheme, 1):
         return None
     mode.found = True
-    name = mode.next_call("batch_norm", input.dtype, tuple(input.shape))
     found = Normalized.of(input, weight, bias, running_mean, running_var, training, momentum, eps)
     if not _tells(weight, bias, found.inverse_std, eps):
         finer = replace(mode.scheme, bits=max(mode.scheme.bits or 0, _FINER_BITS), levels="uniform")

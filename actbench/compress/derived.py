@@ -376,9 +376,10 @@ class ProductLinear(Function):
         if ctx.needs_input_grad[6] and _lives(ctx.aggregated):
             by_aggregated = gradient @ weight.to(gradient.dtype)
         if ctx.needs_input_grad[7] or ctx.needs_input_grad[8]:
-            require_unchanged(ctx.content, content_of(adjacency), "an adjacency that was multiplied by")
+            content = content_of(adjacency)
+            require_unchanged(ctx.content, content, "an adjacency that was multiplied by")
             # Under autocast the gradient is shorter than the adjacency.
-            g = looked_at_product(adjacency, gradient.to(adjacency.dtype), ctx.reduce)
+            g = looked_at_product(adjacency, gradient.to(adjacency.dtype), ctx.reduce, content)
             # First the weight's, so that what x is read back into is gone before x's own is made.
             if ctx.needs_input_grad[8]:
                 by_weight = ctx.kept.left_product(g.t(), tuple(packed))

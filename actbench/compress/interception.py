@@ -492,7 +492,10 @@ def compress_batch_norm(
 ) -> Tensor | None:
     """`F.batch_norm`: the input kept quantized."""
     needed = any(t is not None and t.requires_grad for t in (input, weight))
-    if not (needed and compressible(input) and input[:, 0].numel() > 1) or mode.stays(input):
+    if not (needed and compressible(input) and input[:, 0].numel() > 1):
+        return None
+    if mode.stays(input):
+        mode.next_call("batch_norm", input.dtype, tuple(input.shape))
         return None
     kept = keep_batch_norm(mode, input)
     if kept is None:

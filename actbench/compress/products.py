@@ -31,12 +31,16 @@ def content_of(matrix: Tensor) -> Tensor:
     return torch.cat([dense_sum(part.detach()) for part in parts])
 
 
-def symmetry_of(matrix: Tensor) -> Symmetry:
-    """Which symmetry sparse CSR `matrix` [N, M] has now; found once for each content. Waits for a GPU."""
+def symmetry_of(matrix: Tensor, content: Tensor | None = None) -> Symmetry:
+    """Which symmetry sparse CSR `matrix` [N, M] has now; found once for each content. Waits for a GPU.
+
+    `content` is what `content_of` makes of it now, where that is known.
+    """
     if matrix.shape[0] != matrix.shape[1] or matrix.values().dim() != 1:
         return Symmetry.NONE
     # No version tells of what is written by way of a tensor that the matrix wraps, so it is read each time.
-    key = *content_of(matrix).tolist(), matrix.shape, matrix.dtype, matrix.col_indices().dtype
+    now = content_of(matrix) if content is None else content
+    key = *now.tolist(), matrix.shape, matrix.dtype, matrix.col_indices().dtype
     known = _known.get(key)
     if known is None:
         if len(_known) >= _REMEMBERED:
@@ -62,11 +66,11 @@ def transposed_product(matrix: Tensor, symmetry: Symmetry, g: Tensor, reduce: st
     return product
 
 
-def looked_at_product(matrix: Tensor, g: Tensor, reduce: str | None = None) -> Tensor:
-    """As `transposed_product`, by what `matrix` holds now."""
+def looked_at_product(matrix: Tensor, g: Tensor, reduce: str | None = None, content: Tensor | None = None) -> Tensor:
+    """As `transposed_product`, by what `matrix` holds now, of which `content` is the sums where they are known."""
     if matrix.is_cuda and torch.cuda.is_current_stream_capturing():
         return scattered_product(matrix, g, reduce)
-    return transposed_product(matrix, symmetry_of(matrix), g, reduce)
+    return transposed_product(matrix, symmetry_of(matrix, content), g, reduce)
 
 
 def scattered_product(matrix: Tensor, g: Tensor, reduce: str | None = None) -> Tensor:
