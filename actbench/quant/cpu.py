@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actbench.quant import loops, mersenne, rectified_loops
+from actbench.quant import content_loops, loops, mersenne, rectified_loops
 from actbench.quant.layout import CODES_A_BYTE, Layout, RectifiedLayout, mask_bytes
 
 # Handing work to another thread takes as long as some ten thousand values take on this one.
@@ -309,6 +309,11 @@ def compile_loops() -> None:
     norm_sums(x, codes, scale, 8, 2, levels[:3], survived)
     coefficients = torch.zeros(4, 8, dtype=torch.float32, device=_CPU)
     norm_gradient(x, codes, scale, 8, 2, levels[:3], coefficients, survived)
+    words = x.view(torch.int32).view(-1)
+    share_content(content_loops.dense_sum, (words,), 1)
+    for indices in (torch.int32, torch.int64):
+        ends = torch.arange(9, dtype=indices, device=_CPU)
+        share_content(content_loops.asymmetry_sums, (ends, ends[:8], words[:8]), 8)
 
 
 def share_content(function: Callable[..., Any], tensors: tuple[Tensor, ...], count: int) -> Tensor:
