@@ -51,7 +51,7 @@ constexpr int SUM_STRIDE = 256 + 4;  // floats between two columns of an octet: 
 
 // `partial` is [CTAs down, 4, band]: float32 sums over BANDS bands a thread, then over the CTA's threads, in order.
 template <class T, int SYMBOLS>
-__global__ void __launch_bounds__(256, 3)
+__global__ void __launch_bounds__(256, 3 - FEWER_RESIDENT)
     norm_sums(const T* __restrict__ gradient, const unsigned char* __restrict__ codes,
               const unsigned short* __restrict__ scale, const unsigned char* __restrict__ mask,
               float* __restrict__ partial, long long numel, long long band, int lanes, int block_length, float factor,
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(256, 3)
 
 // a g - b - c ŷ where ŷ is positive, d elsewhere; `coefficients` are a, b, c, d, [4, width].
 template <class T, int SYMBOLS>
-__global__ void __launch_bounds__(256, 3)
+__global__ void __launch_bounds__(256, 3 - FEWER_RESIDENT)
     norm_gradient(const T* __restrict__ gradient, const unsigned char* __restrict__ codes,
                   const unsigned short* __restrict__ scale, const unsigned char* __restrict__ mask,
                   const float* __restrict__ coefficients, T* __restrict__ out, long long numel, long long band,

@@ -7,6 +7,13 @@
 
 constexpr int OCTET = 8;
 
+// By how many CTAs a multiprocessor of compute capability 10 or more holds fewer: there compilers want more registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int FEWER_RESIDENT = 1;
+#else
+constexpr int FEWER_RESIDENT = 0;
+#endif
+
 struct Float16 { unsigned short bits; };
 struct BFloat16 { unsigned short bits; };
 

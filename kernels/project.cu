@@ -6,12 +6,15 @@
 #include "product.cuh"
 #include "rounding.cuh"
 
-// CTAs on a multiprocessor, as many as ptxas finds registers for without spilling. 6 take a 169,343 x 128 tensor to an
-// H100 at once, 5 leave 2 tiles of 662 for later; GPUs of the 8.6 and 8.9 kind have shared memory for 3.
+// CTAs on a multiprocessor, as many as every compiler from NVRTC 12.4 on finds registers for without spilling. 6 take a
+// float32 169,343 x 128 tensor to an H100 at once, 5 leave 2 tiles of 662 for later; GPUs of the 8.6 and 8.9 kind have
+// shared memory for 3.
+template <class T>
+constexpr int RESIDENT_PROJECT =
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 800 && __CUDA_ARCH__ != 900
-constexpr int RESIDENT_PROJECT = 5;
+    5 - FEWER_RESIDENT;
 #else
-constexpr int RESIDENT_PROJECT = 6;
+    sizeof(T) == sizeof(float) ? 6 : 5;
 #endif
 
 // Chunk of x from `column` on to shared memory, where it is after wait_for_copies and a barrier; zeros where x has no
@@ -20,6 +23,7 @@ template <class T>
 __device__ __forceinline__ void stage_chunk(const T* x, int rows, int width, int column, float* staged,
                                             int tile_rows) {
     constexpr int QUADS = MOST_ROWS * CHUNK / 4 / PRODUCT_THREADS;  // a thread's share at most, for any blockDim
+    constexpr int VALUES = 4;  // at once; with more there are not registers enough
     if (width % 4 == 0 && is_aligned(x, 4 * sizeof(T))) {
         const int row = threadIdx.x / 4, step = blockDim.x / 4, offset = threadIdx.x % 4 * 4;
         const T* at = x + row * (long long)width + column + offset;
@@ -47,14 +51,14 @@ __device__ __forceinline__ void stage_chunk(const T* x, int rows, int width, int
     } else {
         const int step = blockDim.x / CHUNK, offset = threadIdx.x % CHUNK;
         const bool inside = column + offset < width;
-        for (int row = threadIdx.x / CHUNK; row < tile_rows; row += 2 * QUADS * step) {
+        for (int row = threadIdx.x / CHUNK; row < tile_rows; row += VALUES * step) {
             const T* at = x + row * (long long)width + column + offset;
-            T values[2 * QUADS];
+            T values[VALUES];
 #pragma unroll
-            for (int i = 0; i < 2 * QUADS; ++i, at += step * (long long)width)
+            for (int i = 0; i < VALUES; ++i, at += step * (long long)width)
                 values[i] = inside && row + i * step < rows ? *at : T{};
 #pragma unroll
-            for (int i = 0; i < 2 * QUADS; ++i)
+            for (int i = 0; i < VALUES; ++i)
                 if (row + i * step < tile_rows) staged[(row + i * step) * STRIDE + offset] = to_float(values[i]);
         }
     }
@@ -97,7 +101,7 @@ __device__ __forceinline__ void sum_products(Stage& stage, const T* x, int rows,
 }
 
 template <class T>
-__global__ void __launch_bounds__(PRODUCT_THREADS, RESIDENT_PROJECT)
+__global__ void __launch_bounds__(PRODUCT_THREADS, RESIDENT_PROJECT<T>)
     project(const T* __restrict__ x, float* __restrict__ out, long long rows, int width, int projected,
             int row_groups, int column_pairs, float factor, unsigned long long seed, unsigned long long stream) {
     __shared__ Stage stage;
@@ -116,7 +120,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, RESIDENT_PROJECT)
 
 // A CTA takes `tile_rows` rows, which are whole blocks and whole octets of x P, all but the last CTA's.
 template <class T, int BITS>
-__global__ void __launch_bounds__(PRODUCT_THREADS, RESIDENT_PROJECT)
+__global__ void __launch_bounds__(PRODUCT_THREADS, RESIDENT_PROJECT<T>)
     project_quantize(const T* __restrict__ x, unsigned char* __restrict__ codes, unsigned short* __restrict__ minimum,
                      unsigned short* __restrict__ scale, int* broken, long long rows, int width, int projected,
                      int block_length, int lane_bits, int tile_rows, int row_groups, int column_pairs, float factor,

@@ -9,7 +9,7 @@
 // registers between the search for its range and the rounding. Left to itself ptxas stops at 64 registers and spills;
 // 3 CTAs on a multiprocessor still keep enough loads in flight.
 template <class T, int BITS, int OCTETS>
-__global__ void __launch_bounds__(256, 3)
+__global__ void __launch_bounds__(256, 3 - FEWER_RESIDENT)
     quantize_blocks(const T* __restrict__ x, unsigned char* __restrict__ codes, unsigned short* __restrict__ minimum,
                     unsigned short* __restrict__ scale, int* broken, long long numel, int block_length, int lane_bits,
                     unsigned long long seed, unsigned long long stream, const __grid_constant__ Table<BITS> table) {

@@ -79,7 +79,7 @@ __device__ __forceinline__ Symbols<SYMBOLS> rectify_octet(const float (&values)[
 // A CTA takes `tile` values, which are whole octets and bytes and, if it has to find the scales, whole blocks; it holds
 // them in shared memory between the search for the scales, by teams of 2**lane_bits lanes of a warp, and the rounding.
 template <class T, int SYMBOLS>
-__global__ void __launch_bounds__(256, 4)
+__global__ void __launch_bounds__(256, 4 - FEWER_RESIDENT)
     quantize_rectified(const T* __restrict__ x, unsigned char* __restrict__ codes, unsigned short* __restrict__ scale,
                        int* broken, long long numel, int block_length, int lane_bits, int tile, int finds_scales,
                        unsigned long long seed, unsigned long long stream,

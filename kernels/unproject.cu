@@ -11,7 +11,7 @@
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 constexpr int RESIDENT_UNPROJECT = 4;
 #else
-constexpr int RESIDENT_UNPROJECT = 5;
+constexpr int RESIDENT_UNPROJECT = 5 - FEWER_RESIDENT;
 #endif
 
 template <class T, int BITS>

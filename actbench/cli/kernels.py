@@ -106,7 +106,9 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _print_registers(format: Format) -> None:
-    found = [asdict(each) for architecture in nvrtc.ARCHITECTURES for each in nvrtc.find_resources(architecture)]
+    found = [
+        asdict(each) for architecture in nvrtc.known_architectures() for each in nvrtc.find_resources(architecture)
+    ]
     if format == "json":
         typer.echo(json.dumps(found))
     else:

@@ -14,9 +14,9 @@ from actbench.errors import DeviceError
 from actbench.quant.launch import kernel_names
 from actbench.quant.sources import compile_options, kernel_folder
 
-ARCHITECTURES: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
-_CUPY_OPTIONS: Final = ("-ftz=true",)
-"""What CuPy adds to the options of its caller."""
+ARCHITECTURES: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+_CUPY_OPTIONS: Final = ("-ftz=true", "--device-as-default-execution-space")
+"""What CuPy 14 adds to the options of its caller (cupy/cuda/compiler.py)."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,27 @@ class Compilation:
 def find_resources(architecture: str) -> list[Resources]:
     """Resources of every kernel of `kernel_names` on `architecture`, such as "sm_90".
 
-    Raises `DeviceError` where there is no NVRTC, or for an architecture that it does not know.
+    Raises `DeviceError` where there is no NVRTC, or for an architecture that is not one of `known_architectures`.
     """
-    if architecture not in ARCHITECTURES:
-        raise DeviceError(f"architecture {architecture} is not one of {', '.join(ARCHITECTURES)}.")
+    known = known_architectures()
+    if architecture not in known:
+        raise DeviceError(f"architecture {architecture} is not one of {', '.join(known)}.")
     names = kernel_names()
     found: list[Resources] = []
     for source in dict.fromkeys(source for source, _ in names):
         found += compile_kernels(source, [kernel for where, kernel in names if where == source], architecture).resources
     return found
+
+
+def known_architectures() -> tuple[str, ...]:
+    """Those of `ARCHITECTURES` that the compiler here knows; raises `DeviceError` where there is none."""
+    library = _library()
+    count = ctypes.c_int()
+    _check(library, library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
+    numbers = (ctypes.c_int * count.value)()
+    _check(library, library.nvrtcGetSupportedArchs(numbers))
+    known = {f"sm_{number}" for number in numbers}
+    return tuple(architecture for architecture in ARCHITECTURES if architecture in known)
 
 
 def compile_kernels(source: str, kernels: list[str], architecture: str) -> Compilation:
@@ -95,13 +107,20 @@ def _parse_resources(log: str, source: str, kernel: str, lowered: str, architect
     )
 
 
-@cache
 def _library() -> ctypes.CDLL:
     package = importlib.util.find_spec("nvidia")
     for folder in package.submodule_search_locations or () if package else ():
         for path in sorted(Path(folder).glob("*/lib/libnvrtc.so.*")):
-            return ctypes.CDLL(str(path))
+            return _load(path)
     raise DeviceError("NVRTC, which compiles the kernels, is not installed: pip install nvidia-cuda-nvrtc.")
+
+
+@cache
+def _load(path: Path) -> ctypes.CDLL:
+    # The compiler of CUDA 13.0 looks for these where the system's libraries are, and finds them once they are loaded.
+    for builtins in path.parent.glob("libnvrtc-builtins.so.*"):
+        ctypes.CDLL(str(builtins))
+    return ctypes.CDLL(str(path))
 
 
 def _lowered_name(library: ctypes.CDLL, program: ctypes.c_void_p, kernel: str) -> str:
