@@ -281,6 +281,11 @@ def _tables(levels: tuple[float, ...], device: torch.device) -> tuple[Tensor, Te
     return edges.to(device), (1 / edges.diff()).to(device)
 
 
+def _number(value: float, like: Tensor) -> Tensor:
+    """`value` on the device of `like`: to divide by a Python number torch's CUDA multiplies by its reciprocal."""
+    return torch.tensor(value, dtype=like.dtype, device="cpu").to(like.device)
+
+
 def _in_blocks(values: Tensor, block_length: int) -> Tensor:
     """`values` as [blocks, block_length]; a short last block is filled up with its own last value."""
     missing = -values.numel() % block_length
@@ -331,7 +336,7 @@ def _rectify_chunk(
         return values.new_empty(0, dtype=torch.uint8), values.new_empty(0, dtype=torch.bfloat16)
     grid = _in_blocks(values.to(torch.float32), block_length)
     high = grid.amax(dim=1, keepdim=True).clamp_min(0)
-    step = high / top
+    step = high / _number(top, high)
     scale = (step.contiguous().view(torch.int32) + 0xFFFF & -0x10000).view(torch.float32)
     scale = torch.where(high < _SMALLEST_RANGE, 0.0, scale)
     scale = torch.where(torch.isfinite(high) & torch.isfinite(scale), scale, torch.nan)
@@ -353,7 +358,7 @@ def _round_range(low: Tensor, high: Tensor, top: int) -> tuple[Tensor, Tensor]:
     minimum = (raised & -0x10000).view(torch.float32)
     minimum = torch.where(minimum.abs() < _SMALLEST_NORMAL, 0.0, minimum)
     span = high - minimum
-    step = span / top
+    step = span / _number(top, span)
     scale = (step.contiguous().view(torch.int32) + 0xFFFF & -0x10000).view(torch.float32)
     scale = torch.where(span < _SMALLEST_RANGE, 0.0, scale)
     broken = ~(torch.isfinite(span) & torch.isfinite(scale) & torch.isfinite(low))

@@ -1,11 +1,13 @@
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from actbench.quant import reference
 from actbench.quant.levels import level_table
@@ -161,3 +163,37 @@ def test_projection_is_the_identity_on_average() -> None:
     assert torch.allclose(mean.diagonal(), torch.ones(width, dtype=torch.float64), atol=2.0**-22)
     off = mean - torch.diag(mean.diagonal())
     assert float(off.abs().max()) < 5 * (projected * draws) ** -0.5
+
+
+class _DividesAsCuda(TorchFunctionMode):
+    """torch on CUDA multiplies by the reciprocal of a Python number that it is to divide by."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.__name__ in ("div", "div_", "__truediv__", "__itruediv__", "true_divide"):
+            x, by, *_ = args
+            if isinstance(by, int | float):
+                return torch.mul(x, float(1 / torch.tensor(by, dtype=x.dtype)))
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_no_result_depends_on_how_a_device_divides_by_a_number(bits: int) -> None:
+    # Enough blocks for a span whose step comes to lie on either side of a bfloat16 number.
+    x = torch.randn(2**18, generator=torch.Generator().manual_seed(bits))
+    top = 2**bits - 1
+    rectified = tuple(map(float, range(top)))
+
+    def compute() -> tuple[Tensor, ...]:
+        table = level_table("uniform", bits, 8)
+        packed = reference.quantize(x, 8, bits, table, 1, 0)
+        codes, scale = reference.quantize_rectified(x, 8, bits, rectified, 1, 0)
+        projected = reference.project_quantize(x.view(-1, 64), 8, 8, bits, table, 1, 2, 3)
+        read = reference.dequantize(*packed, x.numel(), 8, bits, table, torch.float32)
+        return *packed, codes, scale, *projected, read
+
+    expected = compute()
+    with _DividesAsCuda():
+        assert not torch.equal(x / top, x / torch.tensor(float(top)))
+        assert all(map(torch.equal, compute(), expected))
