@@ -23,7 +23,7 @@ from actbench.runs.store import SCHEMA_VERSION, Record
 from actbench.training import Trainer
 
 WARMUP_EPOCHS = 2
-_OUT_OF_HOST_MEMORY = (
+_OUT_OF_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "std::bad_alloc",
     "Cannot allocate memory",
@@ -32,6 +32,21 @@ _OUT_OF_HOST_MEMORY = (
     "Thread creation failed",
     "Memory allocation still failed",
     "failed to map segment",
+    "CUDA out of memory",
+    # Pinned memory, and whatever else the runtime is asked for.
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "cudaErrorMemoryAllocation",
+    # A kernel's module, as CuPy loads it.
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUSOLVER_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    # cuSPARSE's words for CUSPARSE_STATUS_INSUFFICIENT_RESOURCES and CUSPARSE_STATUS_ALLOC_FAILED.
+    "insufficient resources when calling `cusparse",
+    "resource allocation failed when calling `cusparse",
+    "CUSPARSE_STATUS_INSUFFICIENT_RESOURCES",
+    "CUSPARSE_STATUS_ALLOC_FAILED",
 )
 _UNKNOWN = (
     "graph",
@@ -223,5 +238,5 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def says_out_of_memory(text: str) -> bool:
-    """Whether what a library or a dying process has written says that host memory ran out."""
-    return any(sign in text for sign in _OUT_OF_HOST_MEMORY)
+    """Whether what a library or a dying process has written says that memory ran out, the host's or a GPU's."""
+    return any(sign in text for sign in _OUT_OF_MEMORY)
