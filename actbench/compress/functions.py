@@ -7,6 +7,7 @@ through `save_for_backward`, where any saved-tensor hook sees it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -155,9 +156,7 @@ class DrawnMask:
         self._fused = x.is_cuda and not inplace
         self._by_seed = by_seed and _can_be_drawn_again(x) and self._fused == x.is_cuda
         self._p, self._shape, self._dtype = p, x.shape, x.dtype
-        # Else a multiplication by noise / (1 - p), rounded to the input's dtype.
-        rounded = torch.ones(1, dtype=x.dtype, device="cpu").div_(1 - p)
-        self.factor = 1 / (1 - p) if self._fused else float(rounded)
+        self.factor = 1 / (1 - p) if self._fused else _drawn_factor(p, x.dtype, x.device.type if x.is_cuda else "cpu")
 
     def draw(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the stock function makes of `x`, drawing what that would draw; and what is kept of the mask."""
@@ -178,6 +177,15 @@ class DrawnMask:
         if not self._by_seed:
             return kept
         return _draw_again(self._shape, self._dtype, device, self._p, kept)
+
+
+@cache
+def _drawn_factor(p: float, dtype: torch.dtype, device: str) -> float:
+    """What 1 / (1 - p) is for a dropout that draws its noise and divides it on `device`, rounded as there.
+
+    Waits for a GPU, once.
+    """
+    return float(torch.ones(1, dtype=dtype, device=device).div_(1 - p))
 
 
 class Dropout(Function):

@@ -73,6 +73,9 @@ class Watch:
     def __init__(self) -> None:
         self._names: dict[tuple[str, int], tuple[int, str]] = {}
         self._kinds: set[str] = set()
+        if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+            # Pinned memory cannot be had while a CUDA graph is captured.
+            _flags("cuda")
 
     @contextmanager
     def packing(self, name: str, device: torch.device) -> Iterator[Tensor]:

@@ -9,11 +9,12 @@ from typing import Any
 import pynvml
 import torch
 
-SAMPLE_SECONDS = 0.01
+SAMPLE_SECONDS = 0.1
+"""Seldom, since each sample takes Python's lock from the epochs that are timed."""
 
 
 class ProcessMemorySampler:
-    """Samples the device memory of this process every 10 ms; what lasts shorter between samples goes unseen.
+    """Samples the device memory of this process every 100 ms; what lasts shorter between samples goes unseen.
 
     `other_processes` is the most that were seen beside it on the device, None where it was not seen itself.
     `peak_bytes` is None, with a `reason`, where NVML is missing or does not see this process (as in many containers).
