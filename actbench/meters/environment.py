@@ -79,10 +79,13 @@ def _driver() -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that actbench runs from, `-dirty` if files differ; None for an installed wheel."""
+    """The commit of the checkout that actbench runs from, `-dirty` if files differ.
+
+    Without a repository ACTBENCH_COMMIT may name it; None for an installed wheel.
+    """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
-        return None
+        return os.environ.get("ACTBENCH_COMMIT") or None
     try:
         found = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],

@@ -34,16 +34,21 @@ from actbench.quant.launch import (
     plan_unpack_mask,
 )
 from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
-from actbench.quant.sources import compile_options, cupy_extra, kernel_folder
+from actbench.quant.sources import compile_options, cupy_problem, cupy_version_problem, kernel_folder
 
 try:
     import cupy
 except ImportError as error:
-    _extra = cupy_extra(torch.version.cuda)
+    _problem = cupy_problem(torch.version.cuda) or f"CuPy cannot be imported ({error}): install it anew"
+    raise DeviceError(f"CUDA tensors cannot be compressed: {_problem}.") from error
+except OSError as error:
+    # It makes its cache's folder as it is imported.
     raise DeviceError(
-        f"CUDA tensors are compressed by kernels that CuPy compiles, and it is not installed: "
-        f"pip install 'actbench[{_extra}]'."
+        f"CUDA tensors cannot be compressed: CuPy cannot be imported ({error}): let CUPY_CACHE_DIR name a folder that "
+        "can be written to."
     ) from error
+if _too_old := cupy_version_problem(torch.version.cuda):
+    raise DeviceError(f"CUDA tensors cannot be compressed: {_too_old}.")
 
 
 def quantize(

@@ -1,10 +1,14 @@
-"""Where the CUDA sources lie and how they are compiled: shared by the GPU backend and the tests, so free of CuPy."""
+"""Where the CUDA sources lie and by what they are compiled: shared by the GPU backend and the tests, free of CuPy."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 
 def kernel_folder() -> Path:
@@ -28,3 +32,34 @@ def compile_options() -> tuple[str, ...]:
 def cupy_extra(cuda: str | None) -> str:
     """The extra of this package whose CuPy fits a torch built for CUDA version `cuda`, such as "12.8"."""
     return "cuda12" if (cuda or "").startswith("12.") else "cuda13"
+
+
+def cupy_requirement(cuda: str | None) -> Requirement | None:
+    """The CuPy that the extra of `cupy_extra` asks for; None where this package is not installed."""
+    name = f"cupy-{cupy_extra(cuda)}x"
+    try:
+        wanted = map(Requirement, requires("actbench") or ())
+    except PackageNotFoundError:
+        return None
+    return next((each for each in wanted if each.name == name), None)
+
+
+def cupy_problem(cuda: str | None) -> str | None:
+    """Why no kernel can be compiled beside a torch built for CUDA version `cuda`, and what to install; else None."""
+    if find_spec("cupy") is None:
+        return f"CuPy, which compiles the kernels, is not installed: pip install 'actbench[{cupy_extra(cuda)}]'"
+    return cupy_version_problem(cuda)
+
+
+def cupy_version_problem(cuda: str | None) -> str | None:
+    """As `cupy_problem` of a CuPy that is there; before 14 it takes no stream of another library."""
+    wanted = cupy_requirement(cuda)
+    if wanted is None:
+        return None
+    try:
+        found = version(wanted.name)
+    except PackageNotFoundError:
+        return None
+    if wanted.specifier.contains(found, prereleases=True):
+        return None
+    return f"the kernels are not made for CuPy {found}: pip install '{wanted.name}{wanted.specifier}'"

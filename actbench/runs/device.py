@@ -10,7 +10,7 @@ import torch
 
 from actbench.errors import DeviceError
 from actbench.meters import describe_environment
-from actbench.quant.sources import cupy_extra
+from actbench.quant.sources import cupy_problem
 from actbench.scheme import Scheme
 
 Device = Literal["cpu", "cuda"]
@@ -19,16 +19,17 @@ Device = Literal["cpu", "cuda"]
 def resolve_device(asked: Literal["auto", "cpu", "cuda"]) -> Device:
     """The device to run on: "auto" takes a CUDA GPU if torch sees one and CuPy is installed.
 
-    Raises `DeviceError` for "cuda" where either is missing, with what to install.
+    Raises `DeviceError` for "cuda" where either is missing, and for both where CuPy is of another version than the
+    kernels are made for, with what to install.
     """
     if asked == "cpu":
         return "cpu"
     problem = _cuda_problem()
     if problem is None:
         return "cuda"
-    if asked == "auto":
+    if asked == "auto" and not (torch.cuda.is_available() and find_spec("cupy")):
         return "cpu"
-    raise DeviceError(f"--device cuda is not possible: {problem}; or take --device cpu.")
+    raise DeviceError(f"--device {asked} is not possible: {problem}; or take --device cpu.")
 
 
 def require_device(schemes: Iterable[Scheme], device: Device) -> None:
@@ -44,10 +45,7 @@ def _cuda_problem() -> str | None:
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
         return f"torch {torch.__version__} ({built}) sees no GPU, so check nvidia-smi and the torch build"
-    if find_spec("cupy") is None:
-        extra = cupy_extra(torch.version.cuda)
-        return f"CuPy, which compiles the kernels, is not installed: pip install 'actbench[{extra}]'"
-    return None
+    return cupy_problem(torch.version.cuda)
 
 
 def describe_device(device: Device) -> dict[str, Any]:

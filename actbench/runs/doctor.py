@@ -20,7 +20,7 @@ from actbench.graphs import catalogue, present
 from actbench.home import home_folder
 from actbench.meters import describe_environment, find_gpus, free_memory, usable_cores, watch_process
 from actbench.quant import loops
-from actbench.quant.sources import cupy_extra
+from actbench.quant.sources import cupy_extra, cupy_requirement
 from actbench.runs.device import Device
 from actbench.runs.kernels import Shape, check_kernels
 
@@ -102,10 +102,14 @@ def _cupy() -> Finding:
     extra = cupy_extra(cuda)
     install = f"pip install 'actbench[{extra}]'"
     fitting = f"cupy-{extra}x"
-    if installed == [fitting]:
-        return Finding("versions", "CuPy", f"{value}, fits torch's CUDA {cuda}")
     # Without a GPU nothing asks for CuPy.
     state: Literal["warning", "problem"] = "problem" if torch.cuda.is_available() else "warning"
+    if installed == [fitting]:
+        wanted, found = cupy_requirement(cuda), _version(fitting) or ""
+        if wanted is None or wanted.specifier.contains(found, prereleases=True):
+            return Finding("versions", "CuPy", f"{value}, fits torch's CUDA {cuda}")
+        remedy = f"The kernels are not made for {fitting} {found}: pip install '{fitting}{wanted.specifier}'."
+        return Finding("versions", "CuPy", value, state, remedy)
     if installed:
         others = " ".join(name for name in installed if name != fitting)
         remedy = f"torch is built for CUDA {cuda}, which {others} does not fit: pip uninstall {others}, then {install}."

@@ -139,3 +139,13 @@ def test_free_memory_is_the_hosts_or_what_a_containers_limit_leaves(
     assert free_memory() == (Reading(401 * 1024), Reading(500 * 1024))
     host.unlink()
     assert free_memory()[0].reason == "the kernel tells no free memory"
+
+
+def test_a_commit_is_told_by_the_repository_or_by_who_copied_the_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACTBENCH_COMMIT", "0123456789ab")
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "actbench" / "meters" / "environment.py"))
+    assert environment._commit() == "0123456789ab"
+    monkeypatch.delenv("ACTBENCH_COMMIT")
+    assert environment._commit() is None

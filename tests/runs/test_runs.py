@@ -14,7 +14,8 @@ from actbench.compress import predict_saved_bytes
 from actbench.errors import DeviceError
 from actbench.graphs import load
 from actbench.models import Model, operations
-from actbench.runs import Job, RecordFile, digest_of, plan, require_device, resolve_device, run_grid
+from actbench.quant import sources
+from actbench.runs import Job, RecordFile, device, digest_of, plan, require_device, resolve_device, run_grid
 from actbench.runs import execute as execute_module
 from actbench.runs.execute import execute
 from actbench.runs.job import description, identity
@@ -392,14 +393,21 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match="sees no GPU"):
         resolve_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("actbench.runs.device.find_spec", lambda name: None)
+    for module in (device, sources):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     assert resolve_device("auto") == "cpu"
     for built, extra in (("12.8", "cuda12"), ("13.0", "cuda13")):
         monkeypatch.setattr(torch.version, "cuda", built)
         with pytest.raises(DeviceError, match=rf"pip install 'actbench\[{extra}\]'"):
             resolve_device("cuda")
-    monkeypatch.setattr("actbench.runs.device.find_spec", lambda name: types.SimpleNamespace())
+    for module in (device, sources):
+        monkeypatch.setattr(module, "find_spec", lambda name: types.SimpleNamespace())
     assert resolve_device("auto") == resolve_device("cuda") == "cuda"
+    # Nobody who has a GPU and asks for whatever is there is given a CPU in silence.
+    monkeypatch.setattr(sources, "version", lambda name: "13.6.0")
+    for asked in ("auto", "cuda"):
+        with pytest.raises(DeviceError, match=r"not made for CuPy 13\.6\.0: pip install 'cupy-cuda13x<15,>=14\.1'; or"):
+            resolve_device(asked)
 
 
 def test_a_file_of_ones_own_is_known_by_its_content(tmp_path: Path) -> None:
