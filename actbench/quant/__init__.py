@@ -2,6 +2,7 @@
 
 from actbench.quant.content import asymmetry_sums, dense_sum
 from actbench.quant.cpu import draw_mask
+from actbench.quant.ordered import ordered_products
 from actbench.quant.packed import (
     Packing,
     Projection,
@@ -26,6 +27,7 @@ __all__ = [
     "dequantize",
     "draw_mask",
     "keep_where",
+    "ordered_products",
     "pack_mask",
     "pack_positive",
     "quantize",

@@ -31,6 +31,7 @@ from actbench.quant.launch import (
     plan_quantize,
     plan_quantize_rectified,
     plan_scale_where,
+    plan_sparse_product,
     plan_unpack_mask,
 )
 from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
@@ -288,6 +289,17 @@ def projection(width: int, projected: int, seed: int, stream: int, dtype: torch.
     """The random projection P: `dtype` [width, projected], entries ±1/√projected, E[P Pᵀ] = I."""
     out = torch.empty(width, projected, dtype=dtype, device=device)
     _run(plan_projection(out, seed, stream), out.device)
+    return out
+
+
+def sparse_product(crow: Tensor, col: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    """The CSR matrix of `crow` [n + 1], `col` [E] (int32 or int64) and `values` [E] times `x` [m, C]: [n, C].
+
+    Float32 alone. Each sum has the order of its row's entries, so that the same call gives the same bits.
+    """
+    _require_contiguous(crow, col, values, x)
+    out = torch.empty(crow.numel() - 1, x.shape[1], dtype=x.dtype, device=x.device)
+    _run(plan_sparse_product(crow, col, values, x, out), x.device)
     return out
 
 

@@ -29,6 +29,7 @@ BANDS = 16
 
 _TYPES = {torch.float32: "float", torch.float16: "Float16", torch.bfloat16: "BFloat16"}
 _ENTRIES = {torch.float32: "unsigned", torch.float16: "unsigned short", torch.bfloat16: "unsigned short"}
+_INDICES = {torch.int32: "int", torch.int64: "long long"}
 _OCTET = 8
 _LONGEST_IN_REGISTERS = 1024
 _WARP = 32
@@ -460,6 +461,26 @@ def plan_projection(out: Tensor, seed: int, stream: int, threads: int = THREADS)
     ]
 
 
+def plan_sparse_product(
+    crow: Tensor, col: Tensor, values: Tensor, x: Tensor, out: Tensor, threads: int = THREADS
+) -> list[Launch]:
+    """Launches that write the CSR matrix of `crow`, `col` (int32 or int64) and `values` times `x` to `out` [n, C]."""
+    if out.numel() == 0:
+        return []
+    rows, width = out.shape
+    lane_bits = _lane_bits_in_warp(width)
+    pointers = _pointer(crow), _pointer(col), _pointer(values), _pointer(x), _pointer(out)
+    return [
+        Launch(
+            "sparse.cu",
+            f"multiply_rows<{_INDICES[crow.dtype]}>",
+            -(-rows // (threads >> lane_bits)),
+            threads,
+            (*pointers, np.int64(rows), np.int32(width), np.int32(lane_bits)),
+        )
+    ]
+
+
 def kernel_names() -> list[tuple[str, str]]:
     """Source and name of every kernel that a plan may ask for."""
     types, widths = _TYPES.values(), (1, 2, 4, 8)
@@ -470,6 +491,7 @@ def kernel_names() -> list[tuple[str, str]]:
         names += [("project.cu", f"project_quantize<{dtype}, {bits}>")]
         names += [("unproject.cu", f"dequantize_unproject<{dtype}, {bits}>")]
     names += [("project.cu", f"project<{dtype}>") for dtype in types]
+    names += [("sparse.cu", f"multiply_rows<{index}>") for index in _INDICES.values()]
     names += [("mask.cu", "pack_mask"), ("mask.cu", "unpack_mask")]
     names += [("mask.cu", f"{kernel}<{dtype}>") for kernel in _MASKED for dtype in types]
     names += [("rectify.cu", f"find_scales<{dtype}>") for dtype in types]

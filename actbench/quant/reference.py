@@ -263,6 +263,20 @@ def unpack_mask(packed: Tensor, numel: int) -> Tensor:
     return _unpack_bits(packed, 1)[:numel].view(torch.bool)
 
 
+def sparse_product(crow: Tensor, col: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    """The CSR matrix of `crow` [n + 1], `col` [E] and `values` [E] times `x` [m, C], float32: [n, C].
+
+    Each product and each sum is rounded, in the order of the row's entries.
+    """
+    out = x.new_zeros(crow.numel() - 1, x.shape[1])
+    degree = crow.diff()
+    for turn in range(int(degree.max()) if degree.numel() else 0):
+        rows = (degree > turn).nonzero().view(-1)
+        entries = crow[rows] + turn
+        out[rows] += values[entries].unsqueeze(1) * x[col[entries]]
+    return out
+
+
 def projection(width: int, projected: int, seed: int, stream: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The random projection P: `dtype` [width, projected], entries ±1/√projected, E[P Pᵀ] = I."""
     return philox.signs(seed, stream, width * projected, device).view(width, projected).mul_(projected**-0.5).to(dtype)

@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from actbench.compress import Compression, Ledger, compress, predict_saved_bytes
 from actbench.graphs import load
 from actbench.meters import Clock, MemoryMeter, describe_environment
 from actbench.models import adjacency_entries, operations
+from actbench.quant import ordered_products
 from actbench.runs.job import Job, description
 from actbench.runs.store import SCHEMA_VERSION, Record
 from actbench.training import Trainer
@@ -90,7 +91,7 @@ def measure(job: Job, report: Callable[[dict[str, Any]], None]) -> Record:
     record = blank_record(job, describe_environment(device))
     begun = time.monotonic()
     try:
-        with _determinism(job.deterministic):
+        with _determinism(job.deterministic, device):
             _train(job, device, record, report)
         record["status"] = "ok"
     except Exception as error:
@@ -107,19 +108,21 @@ def measure(job: Job, report: Callable[[dict[str, Any]], None]) -> Record:
 
 
 @contextmanager
-def _determinism(asked: bool) -> Iterator[None]:
+def _determinism(asked: bool, device: torch.device) -> Iterator[None]:
     """While open, if `asked`, torch runs deterministic operations alone, and an error is what has none."""
-    if asked:
-        # `use_deterministic_algorithms` imports the compiler as well, 72 MiB of it in the host's peak.
-        torch.set_deterministic_debug_mode("error")
-        # Nothing here reads memory that nobody has written, and writing it would take time.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    try:
+    if not asked:
         yield
+        return
+    # `use_deterministic_algorithms` imports the compiler as well, 72 MiB of it in the host's peak.
+    torch.set_deterministic_debug_mode("error")
+    # Nothing here reads memory that nobody has written, and writing it would take time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        with ordered_products() if device.type == "cuda" else nullcontext():
+            yield
     finally:
-        if asked:
-            torch.set_deterministic_debug_mode("default")
-            torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+        torch.set_deterministic_debug_mode("default")
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
 def _message(error: Exception) -> str:

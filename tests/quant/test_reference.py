@@ -197,3 +197,14 @@ def test_no_result_depends_on_how_a_device_divides_by_a_number(bits: int) -> Non
     with _DividesAsCuda():
         assert not torch.equal(x / top, x / torch.tensor(float(top)))
         assert all(map(torch.equal, compute(), expected))
+
+
+def test_a_sparse_product_is_that_of_float64_within_its_roundings() -> None:
+    dense = torch.randn(60, 50) * (torch.rand(60, 50) < 0.2)
+    dense[7], dense[8] = 1.5, 0
+    matrix, x = dense.to_sparse_csr(), torch.randn(50, 9)
+    product = reference.sparse_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), x)
+    # Each of n products, and each of their sums, is rounded: n + 1 half units of the sum of magnitudes at most.
+    entries = (dense != 0).sum(1, keepdim=True)
+    bound = (entries + 1) * 2.0**-24 * 1.001 * (dense.abs().double() @ x.abs().double())
+    assert ((product.double() - dense.double() @ x.double()).abs() <= bound).all()

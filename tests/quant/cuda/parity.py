@@ -30,6 +30,7 @@ from actbench.quant.launch import (
     plan_quantize,
     plan_quantize_rectified,
     plan_scale_where,
+    plan_sparse_product,
     plan_unpack_mask,
 )
 from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
@@ -249,6 +250,28 @@ def check_mask(machine: Runs, mask: Tensor, threads: int = THREADS) -> None:
     machine.run(plan_unpack_mask(packed.tensor, out.tensor, threads))
     assert_same(out.tensor, mask, "masks")
     packed.assert_intact()
+    out.assert_intact()
+
+
+def make_csr(rows: int, columns: int, seed: int, index: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """crow, col and values of a matrix with empty rows, a full one, and entries in no order, some of them twice."""
+    generator = torch.Generator().manual_seed(seed)
+    degree = torch.randint(0, 6, (rows,), generator=generator) * (torch.rand(rows, generator=generator) < 0.7)
+    degree[rows // 2 : rows // 2 + 1] = 3 * columns
+    if not columns:
+        degree.zero_()
+    crow = torch.cat((torch.zeros(1, dtype=torch.int64), degree.cumsum(0)))
+    col = torch.randint(0, max(columns, 1), (int(crow[-1]),), generator=generator)
+    return crow.to(index), col.to(index), torch.randn(col.numel(), generator=generator)
+
+
+def check_sparse_product(machine: Runs, csr: tuple[Tensor, Tensor, Tensor], x: Tensor, threads: int = THREADS) -> None:
+    """Multiply; the product is that of the reference, bit for bit."""
+    rows, width = csr[0].numel() - 1, x.shape[1]
+    out = Guarded(rows * width, torch.float32)
+    machine.run(plan_sparse_product(*csr, x, out.tensor.view(rows, width), threads))
+    expected = reference.sparse_product(*csr, x)
+    assert_same(out.tensor, expected.reshape(-1), "products")
     out.assert_intact()
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import actbench.quant
-from actbench.quant import reference
+from actbench.quant import ordered, reference
 from actbench.quant.launch import BANDS, THREADS, Launch, fits_tile
 from actbench.quant.levels import level_table
 from tests.quant.cuda import emulate, parity
@@ -83,6 +83,50 @@ def test_masks(cuda: Any) -> None:
     parity.assert_same(cuda.unpack_mask(packed, 333), reference.unpack_mask(packed, 333), "masks")
     parity.assert_same(cuda.keep_where(x, packed), reference.keep_where(x, packed), "kept values")
     parity.assert_same(cuda.scale_where(x, packed, 1.25), reference.scale_where(x, packed, 1.25), "scaled values")
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_csc])
+def test_products_are_summed_in_the_order_of_their_entries(
+    cuda: Any, layout: torch.layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and backward of every product that a network may ask for; the CPU's dispatch key stands for CUDA's."""
+    monkeypatch.setattr(ordered, "backend", lambda _x: cuda)
+    csr = parity.make_csr(30, 40, 1, torch.int64)
+    matrix = torch.sparse_csr_tensor(*csr, (30, 40)).to_dense().to_sparse_csr()
+    parts = matrix.crow_indices(), matrix.col_indices(), matrix.values()
+    if layout == torch.sparse_csc:
+        matrix = matrix.to_sparse_csc()
+    turned = matrix.to_dense().t().to_sparse_csr()
+    back = turned.crow_indices(), turned.col_indices(), turned.values()
+    x, bias = torch.randn(40, 12), torch.randn(30, 12)
+    expected, g = reference.sparse_product(*parts, x), torch.randn(30, 12)
+    by_x = reference.sparse_product(*back, g)
+    products: list[tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]] = [
+        (lambda x: matrix @ x, expected),
+        (lambda x: torch.mm(matrix, x), expected),
+        (lambda x: torch.sparse.mm(matrix, x), expected),
+        (lambda x: (x.t() @ matrix.t()).t(), expected),
+        (lambda x: torch.addmm(bias, matrix, x, beta=0.5), expected + bias * 0.5),
+        (lambda x: torch.addmm(bias, matrix, x, alpha=2.0), expected * 2 + bias),
+    ]
+    for number, (product, result) in enumerate(products):
+        leaf = x.clone().requires_grad_()
+        with ordered.ordered_products("SparseCsrCPU"):
+            out = product(leaf)
+            out.backward(g)
+        assert torch.equal(out.detach(), result), number
+        assert leaf.grad is not None
+        assert torch.equal(leaf.grad, by_x * (2 if number == 5 else 1)), number
+
+
+def test_a_product_without_an_order_is_refused_while_one_is_asked_for(cuda: Any) -> None:
+    matrix = torch.eye(4, dtype=torch.float64).to_sparse_csr()
+    with (
+        ordered.ordered_products("SparseCsrCPU"),
+        pytest.raises(RuntimeError, match=r"float64 and torch\.strided does not have a deterministic implementation"),
+    ):
+        matrix @ torch.ones(4, 2, dtype=torch.float64)
+    assert torch.equal(matrix @ torch.ones(4, 2, dtype=torch.float64), torch.ones(4, 2, dtype=torch.float64))
 
 
 def test_projection(cuda: Any) -> None:

@@ -37,7 +37,13 @@ RECTIFY = tuple(
 )
 READ = tuple(("rectified.cu", f"{kernel}_rectified<float, {n}>") for kernel in ("dequantize", "pass") for n in (3, 4))
 NORM = tuple(("norm.cu", f"norm_{kernel}<float, {n}>") for kernel in ("sums", "gradient") for n in (3, 4))
+SPARSE = (("sparse.cu", "multiply_rows<int>"),)
 TRITS, TWO_BITS = parity.RECTIFIED[0], parity.RECTIFIED[2]
+
+
+def check_sparse(machine: parity.Runs) -> None:
+    x = parity.make_values("normal", 40 * 300, torch.float32, 1).view(40, 300)
+    parity.check_sparse_product(machine, parity.make_csr(30, 40, 1, torch.int32), x)
 
 
 def check_edge(name: str) -> Callable[[parity.Runs], None]:
@@ -787,6 +793,30 @@ FAULTS = (
         "subtract(multiply(of_columns[0][i], g[i]), add(of_columns[1][i], multiply(of_columns[2][i], y[i])))",
         NORM,
         check_norm(40, 16, 64, TRITS, False),
+    ),
+    Fault(
+        "sums in the reverse order of a row's entries",
+        "sparse.cu",
+        "for (I entry = first; entry < end; ++entry)",
+        "for (I entry = end; entry-- > first;)",
+        SPARSE,
+        check_sparse,
+    ),
+    Fault(
+        "a sum that is rounded once for two operations",
+        "sparse.cu",
+        "add(sums[i], multiply(values[entry], factors[i]))",
+        "__builtin_fmaf(values[entry], factors[i], sums[i])",
+        SPARSE,
+        check_sparse,
+    ),
+    Fault(
+        "the first columns alone",
+        "sparse.cu",
+        "column += OCTET << lane_bits",
+        "column += width",
+        SPARSE,
+        check_sparse,
     ),
 )
 

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from actbench.quant import reference
+from actbench.quant import ordered_products, reference
 from actbench.quant.launch import BANDS, THREADS, fits_tile
 from actbench.quant.layout import Layout, mask_bytes
 from actbench.quant.levels import level_table
@@ -204,6 +204,35 @@ def test_a_view_without_16_byte_alignment_is_read() -> None:
     actual = cuda.quantize(x.cuda()[1:], 128, 2, levels, 7, 3)
     for one, other in zip(actual, reference.quantize(x[1:], 128, 2, levels, 7, 3), strict=True):
         assert torch.equal(one.cpu(), other)
+
+
+@pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
+@pytest.mark.parametrize("width", [1, 40, 128, 602])
+def test_sparse_products_are_the_reference(width: int, index: torch.dtype) -> None:
+    from actbench.quant import cuda
+
+    csr, x = parity.make_csr(20_011, 5_003, 1, index), torch.randn(5_003, width)
+    crow, col, values = (part.cuda() for part in csr)
+    expected = reference.sparse_product(crow, col, values, x.cuda())
+    parity.assert_same(cuda.sparse_product(crow, col, values, x.cuda()).cpu(), expected.cpu(), "products")
+
+
+def test_torchs_products_have_one_order_while_one_is_asked_for() -> None:
+    crow, col, values = parity.make_csr(20_011, 20_011, 1, torch.int32)
+    matrix = torch.sparse_csr_tensor(crow, col, values, (20_011, 20_011)).cuda()
+    x, g = torch.randn(20_011, 64, device="cuda"), torch.randn(20_011, 64, device="cuda")
+    expected = reference.sparse_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), x)
+    gradients = []
+    for _ in range(3):
+        leaf = x.clone().requires_grad_()
+        with ordered_products():
+            out = matrix @ leaf
+            out.backward(g)
+        assert torch.equal(out.detach(), expected)
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[2])
 
 
 def test_masks_and_projections_are_the_reference() -> None:

@@ -111,6 +111,23 @@ def test_masks_are_those_of_the_reference(numel: int, offset: int, cta: int) -> 
     parity.check_mask(emulate.emulator(), whole[offset:], cta)
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(0, 60),
+    columns=st.integers(0, 50),
+    width=st.one_of(st.sampled_from((1, 7, 8, 64, 128, 300)), st.integers(0, 70)),
+    offset=st.sampled_from((0, 0, 1, 3)),
+    index=st.sampled_from((torch.int32, torch.int64)),
+    kind=st.sampled_from(("normal", *parity.KINDS)),
+    cta=threads,
+)
+def test_sparse_products_are_those_of_the_reference(
+    rows: int, columns: int, width: int, offset: int, index: torch.dtype, kind: str, cta: int
+) -> None:
+    x = parity.make_values(kind, columns * width + offset, torch.float32, rows)[offset:].view(columns, width)
+    parity.check_sparse_product(emulate.emulator(), parity.make_csr(rows, columns, rows, index), x, cta)
+
+
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(width=st.integers(0, 90), projected=st.integers(1, 40), dtype=dtypes, seed=keys, stream=keys, cta=threads)
 def test_projections_are_those_of_the_reference(

@@ -28,6 +28,7 @@ from actbench.quant.launch import (
     plan_quantize,
     plan_quantize_rectified,
     plan_scale_where,
+    plan_sparse_product,
     plan_unpack_mask,
 )
 from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
@@ -52,6 +53,7 @@ KERNELS = [
     ("mask.cu", "keep_where<Float16>"),
     ("mask.cu", "scale_where<Float16>"),
     ("projection.cu", "fill_projection<unsigned>"),
+    ("sparse.cu", "multiply_rows<int>"),
     ("project.cu", "project_quantize<float, 2>"),
     ("project.cu", "project_quantize<Float16, 1>"),
     ("project.cu", "project<Float16>"),
@@ -143,6 +145,11 @@ def check_all(machine: Sanitized, threads: int) -> None:
     parity.assert_same(scaled, reference.scale_where(x, packed, 1.5), "scaled values")
     entries = torch.zeros(37, 11)
     run_clean(machine, [entries.view(-1)], plan_projection(entries, 7, 3, threads))
+    crow, col, values = csr = parity.make_csr(37, 29, 1, torch.int32)
+    x, out = torch.randn(29, 13), torch.zeros(37, 13)
+    launches = plan_sparse_product(*csr, x, out, threads)
+    run_clean(machine, [crow, col, values, x.view(-1), out.view(-1)], launches)
+    parity.assert_same(out, reference.sparse_product(*csr, x), "products")
 
 
 def check_rectified(machine: Sanitized, threads: int) -> None:
