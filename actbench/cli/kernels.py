@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -42,9 +42,13 @@ def kernels(
     ] = True,
     registers: Annotated[
         bool,
-        typer.Option("--registers", help="Only compile the kernels for six architectures; needs no GPU."),
+        typer.Option(
+            "--registers", help="Only compile the kernels for all architectures that the compiler knows; needs no GPU."
+        ),
     ] = False,
-    output: Annotated[Path | None, typer.Option(callback=expand_given, help="Write the JSON here too.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(callback=expand_given, help="Write the JSON here too, as it grows.")
+    ] = None,
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
@@ -66,21 +70,23 @@ def kernels(
     if output is not None:
         RecordFile(output).check_writable()
         _check_replaceable(output)
+
+    def keep(record: dict[str, Any]) -> None:
+        if output is not None:
+            write_whole(output, json.dumps(record) + "\n")
+
     stderr = open_stderr(quiet)
     with stderr.status("starting") as status:
         try:
-            record = benchmark_kernels(shapes, chosen, repeats, compile, status.update)
+            record = benchmark_kernels(shapes, chosen, repeats, compile, status.update, keep)
         except (RuntimeError, MemoryError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
             raise UsageError(
                 f"{', '.join(map(str, shapes))} does not fit into memory: take a smaller --shape."
             ) from error
-    text = json.dumps(record)
-    if output is not None:
-        write_whole(output, text + "\n")
     if format == "json":
-        typer.echo(text)
+        typer.echo(json.dumps(record))
     else:
         open_stdout().print(kernels_table(record))
 

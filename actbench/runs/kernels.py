@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -39,9 +40,13 @@ _SUMS: Final = 4
 """Sums of a column, and coefficients of one, in batch norm's backward."""
 _SEED, _SIGNS, _ROUNDING = 7, 2, 3
 _FACTOR: Final = 2.0
-# So many float32 inputs of the default shapes that no cache holds them all; packed ones it may.
+# So many float32 inputs of the default shapes that no cache holds them all; `_rotated` sees to packed ones and masks.
 _SETS: Final = {"cpu": 2, "cuda": 4}
 _WARMUP_CALLS: Final = 3
+_CACHES: Final = 4
+"""Bytes that pass between two uses of one buffer on a GPU, in sizes of its L2 cache."""
+_WARM_SECONDS: Final = 0.05
+"""How long a GPU works before a case is timed: its clocks fall while the host checks and compiles."""
 
 Inputs = tuple[Tensor, ...]
 Operation = Callable[..., Any]
@@ -75,15 +80,30 @@ class Case:
 
 
 def benchmark_kernels(
-    shapes: list[Shape], device: torch.device, repeats: int, compiled: bool, report: Callable[[str], None]
+    shapes: list[Shape],
+    device: torch.device,
+    repeats: int,
+    compiled: bool,
+    report: Callable[[str], None],
+    keep: Callable[[dict[str, Any]], None] = lambda _record: None,
 ) -> dict[str, Any]:
     """Check and time every operation on `shapes`; JSON values with medians, 10th and 90th percentiles in seconds.
 
     Ours, eager torch, torch.compile (`compiled`) and a copy take turns, `repeats` times each, after a warm-up. On a
-    GPU each turn is the replay of a CUDA graph of calls on different inputs, between two events. `report` hears what
-    is under way. Raises `KernelError` if a result is not the oracle's, bit for bit.
+    GPU each turn is the replay of a CUDA graph of calls on different buffers, more than its cache holds, between two
+    events. `report` hears what is under way, `keep` is given the record so far after each operation, `complete` being
+    false until all are there. Raises `KernelError` if a result is not the oracle's, bit for bit.
     """
-    rows: list[dict[str, Any]] = []
+    record: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": "kernels",
+        "bits": BITS,
+        "projection": RATIO,
+        "repeats": repeats,
+        "environment": describe_environment(device),
+        "complete": False,
+        "rows": [],
+    }
     for shape in shapes:
         sources = [(x,) for x in _values(shape, device)]
         copies: list[float] = []
@@ -94,19 +114,14 @@ def benchmark_kernels(
             samples, reason = _measure(case, sources, device, repeats, compiled)
             copies += samples["copy"]
             of_shape.append(_row(case, shape, samples, reason))
-        copy_rate = 2 * _FLOAT_BYTES * shape.rows * shape.width / statistics.median(copies)
-        for row in of_shape:
-            row |= {"copy_bytes_per_second": copy_rate, "floor_seconds": row["moved_bytes"] / copy_rate}
-        rows += of_shape
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "kind": "kernels",
-        "bits": BITS,
-        "projection": RATIO,
-        "repeats": repeats,
-        "environment": describe_environment(device),
-        "rows": rows,
-    }
+            record["rows"] += of_shape[-1:]
+            copy_rate = 2 * _FLOAT_BYTES * shape.rows * shape.width / statistics.median(copies)
+            for row in of_shape:
+                row |= {"copy_bytes_per_second": copy_rate, "floor_seconds": row["moved_bytes"] / copy_rate}
+            keep(record)
+    record["complete"] = True
+    keep(record)
+    return record
 
 
 def check_kernels(shape: Shape, device: torch.device) -> int:
@@ -125,25 +140,40 @@ def _measure(
     case: Case, sources: Sequence[Inputs], device: torch.device, repeats: int, compiled: bool
 ) -> tuple[dict[str, list[float]], str | None]:
     """Seconds of every turn, and why torch.compile has none."""
+    inputs = _rotated(case, device)
     turns: dict[str, Callable[[], float]] = {
         # Into fresh memory, as all results go: on a CPU that costs more than the copying.
         "copy": _turn(lambda source: source.clone(), sources, device),
-        "ours": _turn(case.ours, case.inputs, device),
-        "eager": _turn(case.eager, case.inputs, device),
+        "ours": _turn(case.ours, inputs, device),
+        "eager": _turn(case.eager, inputs, device),
     }
     reason = None if compiled else "not asked for"
     if compiled:
         torch._dynamo.reset()
         try:
-            turns["compiled"] = _turn(torch.compile(case.eager, dynamic=False), case.inputs, device)
+            turns["compiled"] = _turn(torch.compile(case.eager, dynamic=False), inputs, device)
         except Exception as error:
             # Whatever a compiler stumbles over is no reason not to time the rest.
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     samples: dict[str, list[float]] = {name: [] for name in turns}
+    if device.type == "cuda":
+        begun = time.perf_counter()
+        while time.perf_counter() - begun < _WARM_SECONDS:
+            turns["copy"]()
     for _ in range(repeats):
         for name, turn in turns.items():
             samples[name].append(turn())
     return samples, reason
+
+
+def _rotated(case: Case, device: torch.device) -> Sequence[Inputs]:
+    """The case's inputs, on a GPU copied until a round of calls moves several times what its L2 cache holds."""
+    if device.type != "cuda":
+        return case.inputs
+    between = _CACHES * torch.cuda.get_device_properties(device).L2_cache_size
+    rounds = max(-(-between // case.moved_bytes), len(case.inputs))
+    copies = (case.inputs[i % len(case.inputs)] for i in range(len(case.inputs), rounds))
+    return [*case.inputs, *(tuple(part.clone() for part in inputs) for inputs in copies)]
 
 
 def _row(case: Case, shape: Shape, samples: dict[str, list[float]], reason: str | None) -> dict[str, Any]:
@@ -188,10 +218,10 @@ def _clock_turn(operation: Operation, inputs: Sequence[Inputs], device: torch.de
 def _graph_turn(operation: Operation, inputs: Sequence[Inputs]) -> Callable[[], float]:
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    # What the calls return is let go inside the graph, whose pool keeps the memory.
     with torch.cuda.graph(graph):
-        for each in inputs:
-            operation(*each)
+        # Held until the last one, so that each result has memory of its own; the graph's pool keeps it.
+        results = [operation(*each) for each in inputs]
+        del results
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def turn() -> float:

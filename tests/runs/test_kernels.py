@@ -1,6 +1,7 @@
 """The benchmark of the quantizer: what it compares, and that it times nothing that is wrong."""
 
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,33 @@ def test_every_operation_is_timed_beside_a_copy_and_eager_torch(record: dict[str
             assert 0 < row["seconds"][name]["p10"] <= row["seconds"][name]["median"] <= row["seconds"][name]["p90"]
         assert row["bytes_per_second"] * row["seconds"]["ours"]["median"] == pytest.approx(row["moved_bytes"], rel=1e-9)
         assert row["floor_seconds"] * row["copy_bytes_per_second"] == pytest.approx(row["moved_bytes"], rel=1e-9)
+
+
+def test_the_record_is_there_as_it_grows_with_a_floor_in_each_row() -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def keep(record: dict[str, Any]) -> None:
+        assert all(row["floor_seconds"] > 0 for row in record["rows"])
+        seen.append((len(json.loads(json.dumps(record))["rows"]), record["complete"]))
+
+    benchmark_kernels([Shape(8, 8), Shape(9, 8)], CPU, 1, False, lambda _: None, keep)
+    assert seen == [*((number, False) for number in range(1, 33)), (32, True)]
+
+
+def test_on_a_gpu_a_buffer_comes_round_when_no_cache_holds_it_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = 2**20
+    properties = types.SimpleNamespace(L2_cache_size=cache)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
+    for case in kernels._cases(Shape(64, 128), CPU):
+        inputs = kernels._rotated(case, torch.device("cuda"))
+        assert len(inputs) * case.moved_bytes >= 4 * cache
+        assert len(inputs) >= len(case.inputs)
+        places = [part.data_ptr() for each in inputs for part in each]
+        assert len(places) == len(set(places))
+        # The same values in turn, so that what was checked is what is timed.
+        for number, each in enumerate(inputs):
+            assert all(map(torch.equal, each, case.inputs[number % len(case.inputs)]))
+    assert kernels._rotated(case, CPU) is case.inputs
 
 
 def test_the_bytes_that_must_move_are_those_of_paper_and_pencil(record: dict[str, Any]) -> None:
