@@ -18,7 +18,12 @@ from actbench.runs import Job, Record, RecordFile, describe_device, run_grid
 
 
 def measure_grid(
-    jobs: Sequence[Job], file: RecordFile, device: Literal["cpu", "cuda"], fresh: bool, stderr: Console
+    jobs: Sequence[Job],
+    file: RecordFile,
+    device: Literal["cpu", "cuda"],
+    fresh: bool,
+    stderr: Console,
+    together: bool = False,
 ) -> tuple[list[Record], bool]:
     """The records of `jobs`, all of them or those until Ctrl-C, and whether that came.
 
@@ -34,7 +39,7 @@ def measure_grid(
     with ProgressListener(stderr, len(jobs)) as listener:
         try:
             # One by one, so that an interrupt leaves the finished ones here.
-            for record in run_grid(jobs, file, describe_device(device), fresh, listener):
+            for record in run_grid(jobs, file, describe_device(device), fresh, listener, together):
                 records.append(record)  # noqa: PERF402
         except KeyboardInterrupt:
             return records, True

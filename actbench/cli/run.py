@@ -88,6 +88,14 @@ def run(
             "--deterministic", help="Deterministic operations alone: every run gives the same scores and bytes again."
         ),
     ] = False,
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together",
+            help="One process for all runs, whose start is paid once; of a process's own peaks, resident and NVML's, "
+            "there is then none a run.",
+        ),
+    ] = False,
     layers: Layers = None,
     hidden: Hidden = None,
     dropout: Dropout = None,
@@ -171,7 +179,7 @@ def run(
     job = Job(name, str(data_dir), digest_of(name), schemes[0], 0, recipe, chosen, deterministic)
     jobs = plan(job, schemes, seeds)
 
-    records, interrupted = measure_grid(jobs, file, chosen, fresh, stderr)
+    records, interrupted = measure_grid(jobs, file, chosen, fresh, stderr, together)
     _print(records, format, ledger)
     end(records, jobs, interrupted, output, fresh)
 

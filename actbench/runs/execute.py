@@ -1,4 +1,4 @@
-"""Run one job in a child process and return its record, whatever becomes of the child."""
+"""Run jobs in child processes and return their records, whatever becomes of the children."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 from actbench.quant.cpu import compile_loops
 from actbench.runs.job import Job
@@ -44,46 +45,116 @@ def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, A
     The child is killed if this call is interrupted. `environment` stands in such a record, since the child did not
     live to tell its own.
     """
-    if job.device == "cpu" and job.scheme.compresses:
-        # Here, so that a compiler's memory is in no child's peak.
-        compile_loops()
-    last: dict[str, Any] = {"epoch": 0}
-    record: Record | None = None
-    killed_before = _killed_for_memory()
-    with tempfile.TemporaryFile() as errors:
+    with Child(job, shared=False) as child:
+        return child.measure(job, environment, report)
+
+
+class Together:
+    """Measures jobs one after the other in one process, whose start is paid once; a context.
+
+    A job that does not end well has the next one begin another process: it may have left the GPU unusable.
+    """
+
+    def __init__(self) -> None:
+        self._child: Child | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def execute(self, job: Job, environment: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Record:
+        """As `execute`, but for the process; of jobs that are alike in `deterministic`."""
+        if self._child is None:
+            self._child = Child(job, shared=True)
+        well = False
+        try:
+            record = self._child.measure(job, environment, report)
+            well = record["status"] == "ok"
+        finally:
+            if not well:
+                self._end()
+        return record
+
+    def _end(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
+
+
+class Child:
+    """A process that measures jobs on a device like that of its first; a context, at whose end it is killed."""
+
+    def __init__(self, job: Job, shared: bool) -> None:
+        if job.device == "cpu" and (job.scheme.compresses or shared):
+            # Here, so that a compiler's memory is in no child's peak.
+            compile_loops()
+        self._shared = shared
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         # A session of its own: Ctrl-C reaches the parent alone, which then decides.
-        child = subprocess.Popen(
+        self._process = subprocess.Popen(
             [*_WORKER, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=errors,
+            stderr=self._errors,
             text=True,
             encoding="utf-8",
             env=_ENVIRONMENT | (_DETERMINISTIC if job.deterministic else {}) | os.environ,
             start_new_session=True,
         )
-        assert child.stdin is not None
-        assert child.stdout is not None
-        try:
-            _give(child.stdin, json.dumps(job.to_json()))
-            for line in child.stdout:
-                event = _read(line)
-                if "epoch" in event:
-                    last = event["epoch"]
-                    report(last)
-                record = event.get("record", record)
-            child.wait()
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-            child.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Kill the process if it is still there, and let go of what belongs to it."""
+        process = self._process
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+        self._errors.close()
+
+    def measure(self, job: Job, environment: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Record:
+        """The record of `job`, whatever becomes of the process; see `execute`."""
+        last: dict[str, Any] = {"epoch": 0}
+        killed_before = _killed_for_memory()
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        record: Record | None = None
+        # If the child died before it read, its exit status tells.
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps({"job": job.to_json(), "shared": self._shared}) + "\n")
+            process.stdin.flush()
+            if not self._shared:
+                process.stdin.close()
+        for line in process.stdout:
+            event = _read(line)
+            if "epoch" in event:
+                last = event["epoch"]
+                report(last)
+            record = event.get("record", record)
+            if record is not None and self._shared:
+                break
         if record is not None:
             return record
-        errors.seek(0)
-        stderr = errors.read().decode(errors="replace")
-        by_kernel = child.returncode == -signal.SIGKILL and _killed_for_memory() > killed_before
-        record = _epitaph(blank_record(job, environment), child.returncode, last, stderr)
+        process.wait()
+        self._errors.seek(0)
+        stderr = self._errors.read().decode(errors="replace")
+        by_kernel = process.returncode == -signal.SIGKILL and _killed_for_memory() > killed_before
+        record = _epitaph(blank_record(job, environment), process.returncode, last, stderr)
         if by_kernel or says_out_of_memory(stderr):
             record["status"] = "oom"
         return record
@@ -96,13 +167,6 @@ def _killed_for_memory() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in counters.splitlines() if line.startswith("oom_kill ")), 0)
-
-
-def _give(stdin: IO[str], text: str) -> None:
-    # If the child died before it read, its exit status tells.
-    with contextlib.suppress(BrokenPipeError):
-        stdin.write(text)
-        stdin.close()
 
 
 def _read(line: str) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from actbench.runs.execute import execute
+from actbench.runs.execute import Together, execute
 from actbench.runs.job import Job, description, identity
 from actbench.runs.store import Record, RecordFile
 from actbench.runs.untrusted import unusable_field
@@ -34,30 +34,43 @@ class Listener(Protocol):
 
 
 def run_grid(
-    jobs: Iterable[Job], file: RecordFile, environment: dict[str, Any], fresh: bool, listener: Listener
+    jobs: Iterable[Job],
+    file: RecordFile,
+    environment: dict[str, Any],
+    fresh: bool,
+    listener: Listener,
+    together: bool = False,
 ) -> Iterator[Record]:
     """Measure `jobs` and append each record when its job ends; yields one record a job.
 
     Without `fresh`, a job with a final record in `file` is skipped and that record yielded. The file is read again
     before each job, so that what another process has finished meanwhile is not measured again; what another process
-    is measuring comes last, when that one has ended.
+    is measuring comes last, when that one has ended. Each job has a process of its own, or all have one `together`.
     """
-    elsewhere = []
-    for job in jobs:
-        record = _measure(job, file, environment, fresh, listener, wait=False)
-        if record is None:
-            elsewhere.append(job)
-        else:
+    with Together() as company:
+        run = company.execute if together else execute
+        elsewhere = []
+        for job in jobs:
+            record = _measure(job, file, environment, fresh, listener, run, wait=False)
+            if record is None:
+                elsewhere.append(job)
+            else:
+                yield record
+        for job in elsewhere:
+            listener.waiting(job)
+            record = _measure(job, file, environment, fresh, listener, run, wait=True)
+            assert record is not None
             yield record
-    for job in elsewhere:
-        listener.waiting(job)
-        record = _measure(job, file, environment, fresh, listener, wait=True)
-        assert record is not None
-        yield record
 
 
 def _measure(
-    job: Job, file: RecordFile, environment: dict[str, Any], fresh: bool, listener: Listener, wait: bool
+    job: Job,
+    file: RecordFile,
+    environment: dict[str, Any],
+    fresh: bool,
+    listener: Listener,
+    run: Callable[[Job, dict[str, Any], Callable[[dict[str, Any]], None]], Record],
+    wait: bool,
 ) -> Record | None:
     """The record of `job`, or None if another process is making it and `wait` is not set."""
     wanted = identity(description(job, environment))
@@ -69,7 +82,7 @@ def _measure(
             listener.skipped(job, known[-1])
             return known[-1]
         listener.started(job)
-        record = execute(job, environment, lambda state: listener.advanced(job, state))
+        record = run(job, environment, lambda state: listener.advanced(job, state))
         file.append(record)
         listener.ended(job, record)
         return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 import traceback
@@ -9,14 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from actbench.compress import Compression, Ledger, compress, predict_saved_bytes, require_calls
-from actbench.graphs import load
-from actbench.meters import Clock, MemoryMeter, describe_environment
+from actbench.graphs import Graph, load
+from actbench.meters import Clock, MemoryMeter, Reading, describe_environment
 from actbench.models import adjacency_entries, operations
 from actbench.quant import ordered_products
 from actbench.runs.job import Job, description
@@ -49,6 +51,7 @@ _OUT_OF_MEMORY = (
     "CUSPARSE_STATUS_INSUFFICIENT_RESOURCES",
     "CUSPARSE_STATUS_ALLOC_FAILED",
 )
+_OF_A_PROCESS = ("nvml_peak_bytes", "rss_peak_bytes")
 _UNKNOWN = (
     "graph",
     "metrics",
@@ -81,18 +84,21 @@ def blank_record(job: Job, environment: dict[str, Any]) -> Record:
     }
 
 
-def measure(job: Job, report: Callable[[dict[str, Any]], None]) -> Record:
+def measure(job: Job, report: Callable[[dict[str, Any]], None], shared: bool = False) -> Record:
     """Train as `job` says and return its record; `report` is called with the state after every epoch.
 
     Never raises for what goes wrong in training: the record's status is then "oom" or "error", its `error` says
-    what happened, and it holds all that was measured until then.
+    what happened, and it holds all that was measured until then. Of a process that is `shared` with jobs before or
+    after it the record has no peak, which is not this job's, and says what torch's allocator held before it began.
     """
     device = torch.device(job.device)
     record = blank_record(job, describe_environment(device))
     begun = time.monotonic()
     try:
+        if shared:
+            record["shared_process"] = {"allocated_before_bytes": _let_go(device)}
         with _determinism(job.deterministic, device):
-            _train(job, device, record, report)
+            _train(job, device, record, report, _load_once if shared else load)
         record["status"] = "ok"
     except Exception as error:
         record["status"] = "oom" if is_out_of_memory(error) else "error"
@@ -125,12 +131,30 @@ def _determinism(asked: bool, device: torch.device) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
 
 
+def _let_go(device: torch.device) -> int | None:
+    """Free what jobs before this one have left; the bytes that a GPU's tensors take all the same."""
+    gc.collect()
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_allocated(device)
+
+
+_load_once = lru_cache(maxsize=1)(load)
+
+
 def _message(error: Exception) -> str:
     operation, found, _ = str(error).partition(" does not have a deterministic implementation")
     return f"torch has no deterministic {operation}: run without --deterministic." if found else str(error)
 
 
-def _train(job: Job, device: torch.device, record: Record, report: Callable[[dict[str, Any]], None]) -> None:
+def _train(
+    job: Job,
+    device: torch.device,
+    record: Record,
+    report: Callable[[dict[str, Any]], None],
+    load: Callable[[str, Path, int], Graph],
+) -> None:
     graph = load(job.dataset, Path(job.data_dir), job.seed)
     record["graph"] = graph.as_record()
     architecture = job.recipe.architecture
@@ -228,6 +252,8 @@ def _write_peaks(memory: MemoryMeter, record: Record) -> None:
         ("nvml_peak_bytes", memory.nvml_peak()),
         ("rss_peak_bytes", memory.rss_peak()),
     ):
+        if "shared_process" in record and field in _OF_A_PROCESS:
+            reading = Reading(None, "the process measured other jobs too (--together)")
         record[field] = reading.value_bytes
         if reading.value_bytes is None:
             record["reasons"][field] = reading.reason

@@ -1,4 +1,4 @@
-"""The child process: reads a job from stdin, writes its progress and at last its record to stdout as JSON lines.
+"""The child process: reads jobs from stdin, writes the progress and then the record of each to stdout, as JSON lines.
 
 Its one argument is its parent's process number. It ends at once when that process does, be it killed.
 """
@@ -19,13 +19,15 @@ _PR_SET_PDEATHSIG: Final = 1
 
 
 def main() -> None:
-    """Measure the job on stdin."""
+    """Measure the jobs on stdin, a line each, until it ends."""
     # Libraries print; stdout is for the parent alone.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as events:
         os.dup2(2, 1)
         _end_with(int(sys.argv[1]))
-        record = measure(Job.from_json(json.load(sys.stdin)), lambda state: _send(events, "epoch", state))
-        _send(events, "record", record)
+        for line in sys.stdin:
+            given = json.loads(line)
+            job, shared = Job.from_json(given["job"]), given["shared"]
+            _send(events, "record", measure(job, lambda state: _send(events, "epoch", state), shared))
 
 
 def _end_with(parent: int) -> None:

@@ -17,7 +17,7 @@ from actbench.models import Model, operations
 from actbench.quant import sources
 from actbench.runs import Job, RecordFile, device, digest_of, plan, require_device, resolve_device, run_grid
 from actbench.runs import execute as execute_module
-from actbench.runs.execute import execute
+from actbench.runs.execute import Together, execute
 from actbench.runs.job import description, identity
 from actbench.runs.measure import measure
 from actbench.scheme import Scheme
@@ -266,6 +266,46 @@ def test_a_job_runs_in_a_process_of_its_own() -> None:
     assert record["curve"] == measure(example_job("exact", epochs=2), ignore)["curve"]
 
 
+def test_jobs_together_are_measured_one_after_the_other_in_one_process() -> None:
+    jobs = [example_job("exact", epochs=2), example_job("fp32", epochs=2), example_job("derived", epochs=2)]
+    with Together() as company:
+        records = [company.execute(job, ENVIRONMENT, ignore) for job in jobs]
+        assert company._child is not None
+        worker = company._child._process
+    assert worker.poll() is not None
+    for record, job in zip(records, jobs, strict=True):
+        alone = execute(job, ENVIRONMENT, ignore)
+        assert record["status"] == "ok", record["error"]
+        assert record["curve"] == alone["curve"]
+        assert (record["saved_bytes"], record["ledger"]) == (alone["saved_bytes"], alone["ledger"])
+        # What a process has held is of all its jobs.
+        assert record["rss_peak_bytes"] is None
+        assert "--together" in record["reasons"]["rss_peak_bytes"]
+        assert record["shared_process"] == {"allocated_before_bytes": None}
+        assert "shared_process" not in alone
+        assert alone["rss_peak_bytes"] > 0
+
+
+def test_after_a_job_that_did_not_end_well_another_process_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = (
+        "import json, os, sys\n"
+        "for line in sys.stdin:\n"
+        "    seed = json.loads(line)['job']['seed']\n"
+        "    if seed == 1:\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    status = 'error' if seed == 2 else 'ok'\n"
+        "    print(json.dumps({'record': {'status': status, 'process': os.getpid()}}), flush=True)\n"
+    )
+    stand_in(monkeypatch, worker)
+    with Together() as company:
+        records = [company.execute(example_job(seed=seed), ENVIRONMENT, ignore) for seed in (0, 3, 1, 4, 2, 5)]
+    assert [record["status"] for record in records] == ["ok", "ok", "killed", "ok", "error", "ok"]
+    processes = [record.get("process") for record in records]
+    assert processes[0] == processes[1]
+    assert processes[3] == processes[4]
+    assert len({processes[0], processes[3], processes[5]}) == 3
+
+
 def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     monkeypatch.setattr(execute_module, "_WORKER", [sys.executable, "-c", program])
 
@@ -427,7 +467,7 @@ def test_nothing_but_events_reaches_the_parent() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(os.getpid())],
-        input=json.dumps(example_job(epochs=1).to_json()),
+        input=json.dumps({"job": example_job(epochs=1).to_json(), "shared": False}),
         capture_output=True,
         text=True,
         check=True,
