@@ -1,0 +1,172 @@
+"""`.ci/gpu`, from a bare checkout with an empty site: both calls on a CPU, and what it says before it begins."""
+
+import importlib.machinery
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+PROJECT = Path(__file__).resolve().parents[1]
+CARRIED = ("typer", "rich")
+
+
+def own_and_needed(name: str, found: dict[str, None]) -> dict[str, None]:
+    """The names of a distribution and of all that it needs here."""
+    if name not in found:
+        found[name] = None
+        for text in distribution(name).requires or ():
+            wanted = Requirement(text)
+            if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
+                own_and_needed(wanted.name, found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tracked files without a repository, as they come to a machine that has nothing else."""
+    folder = tmp_path_factory.mktemp("bare") / "checkout"
+    for entry in (".ci", "actbench", "kernels", "tests", "pyproject.toml", "README.md", "LICENSE"):
+        source = PROJECT / entry
+        if source.is_dir():
+            shutil.copytree(source, folder / entry, ignore=shutil.ignore_patterns("__pycache__", ".*_cache"))
+        else:
+            shutil.copy(source, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheels(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This checkout's wheel, and those of some packages, made of what is installed here: a test has no network."""
+    folder = tmp_path_factory.mktemp("wheels")
+    pip = (sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index")
+    subprocess.run([*pip, "-w", str(folder), str(checkout)], check=True, capture_output=True)
+    for name in dict.fromkeys(each for carried in CARRIED for each in own_and_needed(carried, {})):
+        package = distribution(name)
+        with zipfile.ZipFile(folder / f"{package.name}-{package.version}-py3-none-any.whl", "w") as wheel:
+            for file in package.files or ():
+                if ".." not in file.parts and "__pycache__" not in file.parts:
+                    wheel.write(str(package.locate_file(file)), str(file))
+    (folder / "commit").write_text("0123456789ab\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that has torch and the like, and neither this package nor what is carried."""
+    folder = tmp_path_factory.mktemp("machine")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    absent = ("actbench", "_actbench", "__editable__", *CARRIED)
+    for entry in Path(pytest.__file__).parents[1].iterdir():
+        if not entry.name.startswith(absent):
+            (site / entry.name).symlink_to(entry)
+    return folder / "bin" / "python3"
+
+
+def call(machine: Path, checkout: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [str(machine), str(checkout / ".ci" / "gpu"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=checkout.parent)
+
+
+def test_both_calls_run_from_a_bare_checkout_and_end_in_a_table(
+    machine: Path, checkout: Path, wheels: Path, tmp_path: Path
+) -> None:
+    done = call(machine, checkout, "prove", wheels, tmp_path / "1", "--trial")
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "1" / "summary.txt").read_text()
+    assert done.stdout.endswith(f"\n\n{table}")
+    steps = ["versions", "one case", "tests", "kernels", "race check"]
+    assert [line[:10].rstrip() for line in table.splitlines()] == steps
+    assert "skipped in" in table
+    record = json.loads((tmp_path / "1" / "cpu-kernels.json").read_text())
+    assert record["complete"]
+    assert len(record["rows"]) == 16
+    assert record["environment"]["commit"] == "0123456789ab"
+    assert json.loads((tmp_path / "1" / "doctor.json").read_text())["kind"] == "doctor"
+
+    done = call(machine, checkout, "measure", wheels, tmp_path / "2", "--trial")
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (tmp_path / "2" / "summary.txt").read_text()
+    assert len(table.splitlines()) <= 10
+    assert table.count("11 of 11 runs ended well") == 2
+    for shape in ("arxiv", "flickr"):
+        records = [json.loads(line) for line in (tmp_path / "2" / f"cpu-synthetic-{shape}.jsonl").open()]
+        assert {record["status"] for record in records} == {"ok"}
+        assert all(record["environment"]["commit"] == "0123456789ab" for record in records)
+        assert all("shared_process" in record for record in records)
+    for folder in ("1", "2"):
+        assert len(list((tmp_path / folder).iterdir())) <= 8
+
+
+def test_the_limits_of_the_steps_fit_the_calls(checkout: Path, tmp_path: Path) -> None:
+    script = load(checkout)
+    for steps, limit in ((script["prove"], 330), (script["measure"], 280)):
+        assert sum(step.limit for step in steps(tmp_path, "cuda")) <= limit
+
+
+@pytest.mark.parametrize(
+    ("program", "outcome", "well"),
+    [
+        ("print('7 passed')", "ok", True),
+        ("print('7 skipped')", "no proof", False),
+        ("import sys; print('1 failed, 7 passed'); sys.exit(1)", "failed 1", False),
+        ("import time; print('7 passed', flush=True); time.sleep(60)", "cut off", False),
+        ("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)", "cut off", False),
+    ],
+)
+def test_a_step_that_proves_nothing_or_takes_too_long_does_not_pass(
+    program: str, outcome: str, well: bool, checkout: Path, tmp_path: Path
+) -> None:
+    script = load(checkout)
+    script["run"].__globals__["GRACE"] = 1
+    step = script["Step"]("name", 3, [sys.executable, "-c", program], "output.txt", "passed")
+    good, lines = script["run"](step, tmp_path, {}, True)
+    assert good == well
+    assert f"name       {outcome} " in lines[0]
+
+
+def load(checkout: Path) -> dict[str, Any]:
+    """The script's own names."""
+    loader = importlib.machinery.SourceFileLoader("gpu_script", str(checkout / ".ci" / "gpu"))
+    spec = importlib.util.spec_from_loader("gpu_script", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_script"] = module
+    loader.exec_module(module)
+    return vars(module)
+
+
+def test_what_is_missing_is_named_before_anything_begins(
+    machine: Path, checkout: Path, wheels: Path, tmp_path: Path
+) -> None:
+    few = shutil.copytree(wheels, tmp_path / "few")
+    for wheel in few.glob("typer-*.whl"):
+        wheel.unlink()
+    done = call(machine, checkout, "prove", few, tmp_path / "out", "--trial")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "gpu: not installed here, nor among the wheels: typer; .ci/gpu carry WHEELS NAME fetches one.\n"
+    )
+    assert "cupy-cuda13x" in call(machine, checkout, "measure", few, tmp_path / "out").stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wheel_of_other_sources_is_refused(machine: Path, checkout: Path, wheels: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(checkout, tmp_path / "checkout", ignore=shutil.ignore_patterns("__pycache__"))
+    with (other / "kernels" / "mask.cu").open("a") as kernel:
+        kernel.write("\n")
+    done = call(machine, other, "prove", wheels, tmp_path / "out", "--trial")
+    assert done.returncode == 2
+    assert "actbench-" in done.stderr
+    assert done.stderr.endswith(f"is not of this checkout: .ci/gpu carry {wheels} makes it anew.\n")
+    done = call(machine, other, "prove", tmp_path / "nothing", tmp_path / "out", "--trial")
+    assert done.returncode == 2
+    assert "has 0 wheels of actbench" in done.stderr
