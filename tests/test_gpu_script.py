@@ -98,7 +98,7 @@ def test_both_calls_run_from_a_bare_checkout_and_end_in_a_table(
     assert len(table.splitlines()) <= 10
     assert table.count("11 of 11 runs ended well") == 2
     for shape in ("arxiv", "flickr"):
-        records = [json.loads(line) for line in (tmp_path / "2" / f"cpu-synthetic-{shape}.jsonl").open()]
+        records = list(map(json.loads, (tmp_path / "2" / f"cpu-synthetic-{shape}.jsonl").read_text().splitlines()))
         assert {record["status"] for record in records} == {"ok"}
         assert all(record["environment"]["commit"] == "0123456789ab" for record in records)
         assert all("shared_process" in record for record in records)
