@@ -3,24 +3,29 @@
 import os
 import re
 import sys
+import types
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from actbench.analysis import Settings, check_records, summarise
 from actbench.analysis.comparison import command_for
 from actbench.cli.main import main
 from actbench.errors import UsageError
 from actbench.models import Network
+from actbench.quant import ordered, reference
 from actbench.runs import Job
 from actbench.runs import execute as execute_module
 from actbench.runs.execute import execute
 from actbench.runs.job import MACHINE_FIELDS, description, identity, machine
-from actbench.runs.measure import measure
+from actbench.runs.measure import _determinism, measure
 from actbench.scheme import NAMED
 from tests.runs.example import ENVIRONMENT, example_job, example_record
 from tests.runs.test_runs import SYSTEMS, ignore, system_job
@@ -156,6 +161,61 @@ def test_deterministic_records_come_twice(model: Any, sampler: Any, scheme: str)
     usual = measure(replace(job, deterministic=False), ignore)
     assert "deterministic" not in usual["environment"]
     assert usual["curve"] == first["curve"]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+class SparseProducts(TorchDispatchMode):
+    """Which operations make a dense tensor of a sparse CSR or CSC one."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        layouts = [each.layout for each in args if isinstance(each, torch.Tensor)]
+        if any(layout in (torch.sparse_csr, torch.sparse_csc) for layout in layouts) and len(layouts) > 1:
+            self.names.add(str(func.overloadpacket.__name__))
+        return out
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "exact", "derived", "checkpoint"])
+@pytest.mark.parametrize("model", ["sage", "gcn", "gcnii", "gat"])
+def test_every_sparse_product_of_a_network_is_one_that_has_an_order(
+    model: Any, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is dispatched on a CPU, with the oracle's product in the place of the kernel's."""
+    calls = []
+
+    def product(*parts: torch.Tensor) -> torch.Tensor:
+        calls.append(parts)
+        return reference.sparse_product(*parts)
+
+    monkeypatch.setattr(ordered, "backend", lambda _x: types.SimpleNamespace(sparse_product=product))
+    job = deterministic(system_job(model, "full", scheme))
+    with ordered.ordered_products("SparseCsrCPU"), SparseProducts() as products:
+        record = measure(job, ignore)
+    assert record["status"] == "ok", record["error"]
+    # A sampled product is a sum of its own for every entry, which cuSPARSE promises to give again bit for bit.
+    assert products.names <= {"addmm", "mm", "_sparse_addmm", "sparse_sampled_addmm"}
+    layers, heads = job.recipe.architecture.layers, job.recipe.architecture.heads or 1
+    # Forward and evaluation of every epoch; backward of all layers but the first, whose input may be data.
+    assert len(calls) >= job.recipe.epochs * heads * (3 * layers - 1)
+
+
+def test_on_a_gpu_deterministic_runs_have_products_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered = []
+
+    @contextmanager
+    def ordered_products() -> Iterator[None]:
+        entered.append(torch.are_deterministic_algorithms_enabled())
+        yield
+
+    monkeypatch.setattr("actbench.runs.measure.ordered_products", ordered_products)
+    for asked, device in ((True, "cpu"), (False, "cuda"), (True, "cuda")):
+        with _determinism(asked, torch.device(device)):
+            assert torch.are_deterministic_algorithms_enabled() == asked
+    assert entered == [True]
     assert not torch.are_deterministic_algorithms_enabled()
 
 
