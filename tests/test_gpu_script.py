@@ -170,3 +170,23 @@ def test_a_wheel_of_other_sources_is_refused(machine: Path, checkout: Path, whee
     done = call(machine, other, "prove", tmp_path / "nothing", tmp_path / "out", "--trial")
     assert done.returncode == 2
     assert "has 0 wheels of actbench" in done.stderr
+
+
+def test_what_is_there_and_does_not_run_is_told_before_anything_begins(
+    machine: Path, checkout: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cupy = tmp_path / "modules"
+    cupy.mkdir()
+    (cupy / "cupy.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(cupy))
+    done = call(machine, checkout, "prove", wheels, tmp_path / "out")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gpu: torch ")
+    assert done.stderr.endswith(" sees no GPU here.\n")
+    old = shutil.copytree(wheels, tmp_path / "old")
+    with zipfile.ZipFile(old / "numba-0.1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("numba/__init__.py", "raise ImportError('Numba needs NumPy 2.3 or less')")
+    done = call(machine, checkout, "prove", old, tmp_path / "out", "--trial")
+    assert done.returncode == 2
+    assert done.stderr == "gpu: actbench cannot be imported here: ImportError: Numba needs NumPy 2.3 or less\n"
+    assert not (tmp_path / "out").exists()
