@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, SAGEConv
 
 import actbench
-from actbench.compress import Ledger
+from actbench.compress import Ledger, saved
 from actbench.compress.saved import Watch
 from actbench.errors import NonFiniteError, SchemeError
 from actbench.graphs import mean_adjacency
@@ -511,6 +511,20 @@ def test_the_first_of_many_that_cannot_be_packed_is_named_and_others_are_not_bla
     with pytest.raises(NonFiniteError, match="late tensor 40 cannot"):
         watch.check()
     watch.check()
+
+
+@pytest.mark.parametrize(
+    ("initialised", "capturing", "allocated"), [(False, False, []), (True, False, ["cuda"]), (True, True, [])]
+)
+def test_a_gpus_flags_are_there_before_a_graph_is_captured(
+    initialised: bool, capturing: bool, allocated: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialised)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(saved, "_flags", asked.append)
+    Watch()
+    assert asked == allocated
 
 
 @pytest.mark.parametrize("scheme", ["exact", "derived"])
