@@ -35,7 +35,13 @@ from actbench.quant.launch import (
     plan_unpack_mask,
 )
 from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
-from actbench.quant.sources import compile_options, cupy_problem, cupy_version_problem, kernel_folder
+from actbench.quant.sources import (
+    compile_options,
+    cupy_problem,
+    cupy_version_problem,
+    kernel_folder,
+    locale_kept,
+)
 
 try:
     import cupy
@@ -335,7 +341,8 @@ def _run(launches: list[Launch], device: torch.device) -> None:
 def _compile(source: str, kernel: str, _device: int) -> Any:
     text = (kernel_folder() / source).read_text(encoding="utf-8")
     module = cupy.RawModule(code=text, options=compile_options(), name_expressions=(kernel,))
-    return module.get_function(kernel)
+    with locale_kept():
+        return module.get_function(kernel)
 
 
 def _given(mask: Tensor | None) -> tuple[Tensor, ...]:

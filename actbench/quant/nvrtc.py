@@ -12,7 +12,7 @@ from typing import Final
 
 from actbench.errors import DeviceError
 from actbench.quant.launch import kernel_names
-from actbench.quant.sources import compile_options, kernel_folder
+from actbench.quant.sources import compile_options, kernel_folder, locale_kept
 
 ARCHITECTURES: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 _CUPY_OPTIONS: Final = ("-ftz=true", "--device-as-default-execution-space")
@@ -76,7 +76,8 @@ def compile_kernels(source: str, kernels: list[str], architecture: str) -> Compi
         for kernel in kernels:
             _check(library, library.nvrtcAddNameExpression(program, kernel.encode()))
         array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-        code = library.nvrtcCompileProgram(program, len(options), array)
+        with locale_kept():
+            code = library.nvrtcCompileProgram(program, len(options), array)
         log = _read(library, program, "ProgramLog")
         if code != 0:
             raise DeviceError(f"{source} does not compile for {architecture}: {log.strip()}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -27,6 +30,19 @@ def compile_options() -> tuple[str, ...]:
         digest.update(source.name.encode() + source.read_bytes())
     # CuPy's cache of compiled kernels does not look into included headers; the hash makes it.
     return "-std=c++17", "--fmad=false", f"-I{folder}", f"-DKERNELS_HASH=0x{digest.hexdigest()[:16]}"
+
+
+@contextmanager
+def locale_kept() -> Iterator[None]:
+    """Give the thread its locale back: CUDA 12.4's NVRTC leaves it "C", where Python takes text files for ASCII."""
+    library = ctypes.CDLL(None)
+    # https://man7.org/linux/man-pages/man3/uselocale.3.html
+    library.uselocale.restype, library.uselocale.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    before = library.uselocale(None)
+    try:
+        yield
+    finally:
+        library.uselocale(before)
 
 
 def cupy_extra(cuda: str | None) -> str:

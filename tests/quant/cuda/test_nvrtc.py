@@ -1,3 +1,4 @@
+import locale
 import re
 import subprocess
 import sys
@@ -69,8 +70,10 @@ def test_every_kernel_compiles_without_spills(
             pytest.skip(f"{wheel} is not to be had: {done.stderr[-200:]}")
     (library,) = (path for path in Path(folder).glob("nvidia/*/lib/libnvrtc.so.*"))
     monkeypatch.setattr(nvrtc, "_library", lambda: nvrtc._load(library))
+    encoding = locale.nl_langinfo(locale.CODESET)
     for architecture in known_architectures():
         assert_fit(compile_all(architecture, kernel_names()), kernel_names())
+    assert locale.nl_langinfo(locale.CODESET) == encoding
     expected = nvrtc.ARCHITECTURES[: 5 if version == "12.4.127" else None]
     assert known_architectures() == expected
 

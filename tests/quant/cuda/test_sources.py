@@ -1,3 +1,5 @@
+import ctypes
+import locale
 import shutil
 import subprocess
 import sys
@@ -31,6 +33,17 @@ def test_an_installed_package_brings_its_own_kernels(tmp_path: Path, monkeypatch
     (tmp_path / "site-packages" / "kernels").mkdir()
     (tmp_path / "site-packages" / "actbench" / "kernels").mkdir()
     assert sources.kernel_folder() == tmp_path / "site-packages" / "actbench" / "kernels"
+
+
+def test_a_compiler_that_changes_the_threads_locale_changes_it_for_itself_alone() -> None:
+    library = ctypes.CDLL(None)
+    library.newlocale.restype, library.uselocale.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+    library.newlocale.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p]
+    before = locale.nl_langinfo(locale.CODESET)
+    with sources.locale_kept():
+        library.uselocale(library.newlocale(1 << locale.LC_CTYPE, b"C", None))
+        assert locale.nl_langinfo(locale.CODESET) == "ANSI_X3.4-1968"
+    assert locale.nl_langinfo(locale.CODESET) == before
 
 
 def refusal(version: str | None, setup: str) -> str:
