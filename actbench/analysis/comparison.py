@@ -14,10 +14,20 @@ from actbench.analysis.intervals import Interval, paired_difference
 from actbench.analysis.study import Study, match_studies, study_key
 from actbench.analysis.summary import REFERENCE, Row, median_of_known, ratio, summarise, timed_epochs
 from actbench.errors import OutputError, SchemeError, UsageError
-from actbench.runs import Record, RecordFile
+from actbench.records import (
+    FIELDS,
+    MACHINE_FIELDS,
+    PEAK_FIELDS,
+    Record,
+    RecordFile,
+    identity,
+    is_figure,
+    machine,
+    printable,
+    series,
+    unusable_field,
+)
 from actbench.runs.grid import FINAL
-from actbench.runs.job import MACHINE_FIELDS, identity, machine
-from actbench.runs.untrusted import FIELDS, PEAK_FIELDS, is_figure, printable, unusable_field
 from actbench.scheme import Scheme
 from actbench.training import DEFAULTS, recipe_for
 
@@ -232,9 +242,7 @@ def compare(
     """
     groups: dict[str, list[Located]] = {}
     for each in located:
-        record = each.record
-        recipe = sorted((item for item in record["recipe"].items() if item[0] != "source"), key=str)
-        groups.setdefault(repr((record["dataset"], record["digest"], record["model"], recipe)), []).append(each)
+        groups.setdefault(series(each.record), []).append(each)
     firsts = [group[0].record for group in groups.values()]
     headings = [(r["dataset"], r["model"], *(r["recipe"].get(key) for key in _IN_HEADING)) for r in firsts]
     told = distinctions(headings, [settings_of(r["recipe"], r["digest"]) for r in firsts])

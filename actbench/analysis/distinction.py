@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from actbench.records import settings
+
 
 def distinctions(names: Sequence[object], values: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each mapping, those of its entries that are not equal in all mappings of the same name."""
@@ -17,5 +19,4 @@ def distinctions(names: Sequence[object], values: Sequence[Mapping[str, Any]]) -
 
 def settings_of(recipe: Mapping[str, Any], digest: str | None) -> dict[str, Any]:
     """What one measurement may differ in from another of the same data set and model: its recipe and its data."""
-    settings = {key: value for key, value in recipe.items() if key != "source"}
-    return settings | ({} if digest is None else {"data": digest[:8]})
+    return settings(recipe) | ({} if digest is None else {"data": digest[:8]})

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actbench.errors import ActbenchError, UsageError
-from actbench.runs.untrusted import read_limited
+from actbench.records import read_limited
 from actbench.scheme import Scheme
 
 

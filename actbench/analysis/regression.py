@@ -31,10 +31,8 @@ from actbench.analysis.intervals import Interval, paired_difference
 from actbench.analysis.limits import Limits, Settings
 from actbench.analysis.warnings import FEW_EPOCHS
 from actbench.errors import UsageError
+from actbench.records import Record, identity, is_figure, printable, settings
 from actbench.runs.grid import FINAL
-from actbench.runs.job import identity
-from actbench.runs.store import Record
-from actbench.runs.untrusted import is_figure, printable
 
 Outcome = Literal["pass", "regression", "improvement", "unclear", "missing", "new"]
 Figure = Literal[
@@ -252,9 +250,8 @@ def _last_of_each(records: Iterable[Record], key: Callable[[Record], str]) -> li
 
 
 def _key(record: Record) -> _Key:
-    recipe = {name: value for name, value in record["recipe"].items() if name != "source"}
-    scheme = record["scheme"]["name"]
-    return _Key(record["dataset"], record["digest"], record["model"], scheme, json.dumps(recipe, sort_keys=True))
+    recipe = json.dumps(settings(record["recipe"]), sort_keys=True)
+    return _Key(record["dataset"], record["digest"], record["model"], record["scheme"]["name"], recipe)
 
 
 def _rows(records: Iterable[Record]) -> dict[_Key, dict[int, Record]]:

@@ -17,9 +17,9 @@ from actbench.analysis.gradient_noise import GradientNoise, measure_gradient_noi
 from actbench.errors import OutputError, UsageError
 from actbench.graphs import load
 from actbench.meters import describe_environment
+from actbench.records import is_figure, parse_json, printable, read_limited, series, settings
 from actbench.runs import Job
 from actbench.runs.job import description
-from actbench.runs.untrusted import is_figure, parse_json, printable, read_limited
 from actbench.scheme import BITS, LEVELS, Scheme
 from actbench.training import recipe_for
 
@@ -50,8 +50,7 @@ class Study:
 
 def study_key(record: dict[str, Any]) -> str:
     """What a record and a study must have in common: the study's network is trained by FP32, and less long."""
-    recipe = sorted((k, v) for k, v in record["recipe"].items() if k not in ("source", "epochs"))
-    return repr((record["dataset"], record["digest"], record["model"], recipe))
+    return series(record, "epochs")
 
 
 def run_study(
@@ -125,8 +124,8 @@ def _unusual(base: Job) -> dict[str, Any]:
     recipe = base.recipe.as_record()
     own = recipe_for(base.dataset, base.recipe.architecture.model, base.recipe.sampler).as_record()
     sampler = {} if base.recipe.sampler == "full" else {"sampler": base.recipe.sampler}
-    named = ("layers", "hidden", "epochs", "source")
-    return sampler | {key: value for key, value in recipe.items() if key not in named and value != own[key]}
+    told = settings(recipe, "layers", "hidden", "epochs")
+    return sampler | {key: value for key, value in told.items() if value != own[key]}
 
 
 def is_study(path: Path) -> bool:

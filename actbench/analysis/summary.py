@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from actbench.runs.job import machine
+from actbench.records import machine, series
 
 REFERENCE = "fp32"
 
@@ -63,10 +63,7 @@ def summarise(records: Iterable[dict[str, Any]], reference: str = REFERENCE) -> 
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for record in records:
-        recipe = sorted(record["recipe"].items(), key=str)
-        where = machine(record["environment"])
-        key = repr((record["dataset"], record["digest"], record["model"], recipe, where))
-        groups.setdefault(key, []).append(record)
+        groups.setdefault(repr((series(record), machine(record["environment"]))), []).append(record)
     return [_table(group, reference) for group in groups.values()]
 
 

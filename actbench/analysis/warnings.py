@@ -9,7 +9,7 @@ from typing import Final
 
 from actbench.analysis.comparison import ComparedRow, Comparison
 from actbench.analysis.summary import timed_epochs
-from actbench.runs import Record
+from actbench.records import Record
 
 FEW_EPOCHS: Final = 10
 """Fewer timed epochs than these are no measurement of speed."""

@@ -37,9 +37,10 @@ if not COMPLETING:
     from actbench.cli.datasets import make_present
     from actbench.compress import require_calls
     from actbench.models import operations
+    from actbench.records import RecordFile
     from actbench.report import open_stderr, open_stdout
     from actbench.report.study import study_table
-    from actbench.runs import Job, RecordFile, digest_of, is_out_of_memory, require_device, resolve_device
+    from actbench.runs import Job, digest_of, is_out_of_memory, require_device, resolve_device
     from actbench.training import recipe_for
 
 DEFAULT_SCHEMES = ("exact", "blockwise", "blockwise-vm", "blockwise-vm:projection=1", "derived")

@@ -15,7 +15,7 @@ from actbench.home import expand_home
 
 if not COMPLETING:
     from actbench.analysis import choose_final
-    from actbench.runs import Record, RecordFile
+    from actbench.records import Record, RecordFile
 
 
 def baseline(

@@ -21,8 +21,8 @@ if not COMPLETING:
 
     from actbench.analysis import Settings, Verdict, check_records, read_settings
     from actbench.cli.baseline import read_existing
+    from actbench.records import RecordFile
     from actbench.report import github_annotations, junit_xml, open_stdout, step_summary, verdict_table
-    from actbench.runs import RecordFile
 
 _COLUMNS = 100
 

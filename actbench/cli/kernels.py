@@ -18,8 +18,9 @@ if not COMPLETING:
     import torch
 
     from actbench.quant import nvrtc
+    from actbench.records import RecordFile
     from actbench.report import kernels_table, open_stderr, open_stdout, registers_table
-    from actbench.runs import RecordFile, Shape, benchmark_kernels, is_out_of_memory, resolve_device
+    from actbench.runs import Shape, benchmark_kernels, is_out_of_memory, resolve_device
 
 _LARGEST = 2**33
 DEFAULT_SHAPES = ("169343x128", "89250x256")

@@ -26,7 +26,7 @@ from actbench.cli.run import run
 from actbench.cli.tune import tune
 from actbench.completing import COMPLETING
 from actbench.errors import ActbenchError, OutputError
-from actbench.runs.untrusted import printable
+from actbench.records import printable
 
 app = typer.Typer(
     name="actbench",

@@ -13,8 +13,9 @@ from rich.console import Console
 from actbench.cli.options import INTERRUPTED
 from actbench.cli.output import tell
 from actbench.errors import UsageError
+from actbench.records import Record, RecordFile
 from actbench.report import ProgressListener
-from actbench.runs import Job, Record, RecordFile, describe_device, run_grid
+from actbench.runs import Job, describe_device, run_grid
 
 
 def measure_grid(

@@ -7,8 +7,7 @@ from pathlib import Path
 import typer
 
 from actbench.errors import OutputError
-from actbench.report.whole import replace_file
-from actbench.runs.untrusted import printable
+from actbench.records import printable, replace_file
 
 
 def tell(sentence: str) -> None:

@@ -21,8 +21,8 @@ if not COMPLETING:
 
     from actbench.analysis import Comparison, compare, read_located, resolve_reference, summarise
     from actbench.analysis.study import is_study, read_study
+    from actbench.records import RecordFile
     from actbench.report import draw_tables, formats, open_stderr, open_stdout
-    from actbench.runs import RecordFile
 
 Format = Literal["table", "markdown", "html", "latex", "csv", "json", "svg"]
 _FILE_COLUMNS = 160

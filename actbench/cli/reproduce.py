@@ -23,8 +23,9 @@ if not COMPLETING:
     from actbench.analysis import Comparison, compare, compare_claims, read_located
     from actbench.cli.datasets import make_present, require_parts
     from actbench.cli.measuring import end, measure_grid
+    from actbench.records import RecordFile, identity
     from actbench.report import claims_table, formats, open_stderr, open_stdout
-    from actbench.runs import EXPERIMENTS, Experiment, Job, RecordFile, digest_of, identity, plan, resolve_device
+    from actbench.runs import EXPERIMENTS, Experiment, Job, digest_of, plan, resolve_device
     from actbench.training import recipe_for
 
 

@@ -37,8 +37,9 @@ if not COMPLETING:
     from actbench.cli.measuring import end, measure_grid
     from actbench.compress import require_calls
     from actbench.models import operations
+    from actbench.records import Record, RecordFile
     from actbench.report import ledger_table, open_stderr, open_stdout, render_tables
-    from actbench.runs import Job, Record, RecordFile, digest_of, plan, require_device, resolve_device
+    from actbench.runs import Job, digest_of, plan, require_device, resolve_device
     from actbench.training import recipe_for
 
 DEFAULT_DATASET = "synthetic:arxiv@0.05"

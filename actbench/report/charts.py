@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from actbench.analysis.comparison import ComparedRow, Comparison, pareto_front
+from actbench.records import replace_file
 from actbench.report.page import about, metric_name
 from actbench.report.phrases import MEBIBYTE, Language, Sentence, say, word
-from actbench.report.whole import replace_file
 
 INK: Final = "#1b1d21"
 """Text, axes and the reference; an inline SVG has the page's own colour in its place."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-from actbench.runs.untrusted import printable
+from actbench.records import printable
 
 _PIPE_COLUMNS = 160
 

@@ -7,24 +7,20 @@ if not COMPLETING:
     from actbench.runs.doctor import examine
     from actbench.runs.experiments import EXPERIMENTS, Experiment
     from actbench.runs.grid import Listener, run_grid
-    from actbench.runs.job import Job, digest_of, identity, plan
+    from actbench.runs.job import Job, digest_of, plan
     from actbench.runs.kernels import Shape, benchmark_kernels
     from actbench.runs.measure import is_out_of_memory
-    from actbench.runs.store import Record, RecordFile
 
 __all__ = [
     "EXPERIMENTS",
     "Experiment",
     "Job",
     "Listener",
-    "Record",
-    "RecordFile",
     "Shape",
     "benchmark_kernels",
     "describe_device",
     "digest_of",
     "examine",
-    "identity",
     "is_out_of_memory",
     "plan",
     "require_device",

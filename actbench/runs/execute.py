@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from actbench.quant.cpu import compile_loops
+from actbench.records import Record
 from actbench.runs.job import Job
 from actbench.runs.measure import blank_record, says_out_of_memory
-from actbench.runs.store import Record
 
 _WORKER: Final = [sys.executable, "-P", "-m", "actbench.runs.worker"]
 _STDERR_TAIL: Final = 2000

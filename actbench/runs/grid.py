@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
+from actbench.records import Record, RecordFile, identity, unusable_field
 from actbench.runs.execute import Together, execute
-from actbench.runs.job import Job, description, identity
-from actbench.runs.store import Record, RecordFile
-from actbench.runs.untrusted import unusable_field
+from actbench.runs.job import Job, description
 
 FINAL = ("ok", "oom")
 """Statuses that stand: what was killed or failed is measured again when the same command is given again."""

@@ -1,11 +1,11 @@
-"""Jobs: one training run each, and what makes two runs the same measurement."""
+"""Jobs: one training run each."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 from actbench.home import expand_home
 from actbench.models import Architecture
@@ -42,10 +42,6 @@ class Job:
         return Job(**rest)
 
 
-MACHINE_FIELDS: Final = ("device", "device name", "CUDA", "threads", "actbench", "torch", "deterministic")
-"""What `machine` tells apart, as a user reads it."""
-
-
 def digest_of(dataset: str) -> str | None:
     """SHA-256 of a data file of the user's own, None for a named data set."""
     if not dataset.endswith(".npz"):
@@ -59,31 +55,6 @@ def plan(base: Job, schemes: Iterable[Scheme], seeds: int) -> list[Job]:
     values = {field: getattr(base, field) for field in Job.__dataclass_fields__}
     unique = list(dict.fromkeys(schemes))
     return [Job(**values | {"scheme": scheme, "seed": seed}) for seed in range(seeds) for scheme in unique]
-
-
-def identity(record: dict[str, Any]) -> str:
-    """Equal for two records of the same measurement on the same kind of machine and software."""
-    recipe = {key: value for key, value in record["recipe"].items() if key != "source"}
-    parts = [
-        record["dataset"],
-        record["digest"],
-        record["model"],
-        record["scheme"]["name"],
-        record["seed"],
-        sorted(recipe.items()),
-        machine(record["environment"]),
-    ]
-    return repr(parts)
-
-
-def machine(environment: dict[str, Any]) -> tuple[Any, ...]:
-    """Equal for environments whose figures belong in one table: `MACHINE_FIELDS`' values.
-
-    Deterministic operations are others, with a speed and a memory of their own.
-    """
-    versions = environment["versions"]
-    fields = (environment[field] for field in ("device", "device_name", "cuda", "threads"))
-    return (*fields, versions["actbench"], versions["torch"], environment.get("deterministic", False))
 
 
 def description(job: Job, environment: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from actbench.graphs import Graph, load
 from actbench.meters import Clock, MemoryMeter, Reading, describe_environment
 from actbench.models import adjacency_entries, operations
 from actbench.quant import ordered_products
+from actbench.records import SCHEMA_VERSION, Record
 from actbench.runs.job import Job, description
-from actbench.runs.store import SCHEMA_VERSION, Record
 from actbench.training import Trainer
 
 WARMUP_EPOCHS = 2

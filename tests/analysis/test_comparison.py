@@ -21,7 +21,8 @@ from actbench.analysis.comparison import (
 from actbench.cli.main import main
 from actbench.errors import OutputError, UsageError
 from actbench.models import Model
-from actbench.runs import Job, RecordFile
+from actbench.records import RecordFile
+from actbench.runs import Job
 from actbench.training import Recipe, Sampler, recipe_for
 from tests.runs.example import ENVIRONMENT, example_record
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from actbench.records import RecordFile
 from actbench.report.study import estimate_text
-from actbench.runs import RecordFile
 from tests.cli.test_cli import actbench_here, own_data, refused
 from tests.runs.example import example_record
 

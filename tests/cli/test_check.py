@@ -17,7 +17,7 @@ import typer
 
 from actbench.analysis.regression import check_records
 from actbench.cli.main import app
-from actbench.runs import RecordFile
+from actbench.records import RecordFile
 from tests.analysis.test_regression import example
 from tests.cli.test_cli import ACTBENCH, actbench, actbench_here, refused
 

@@ -14,7 +14,7 @@ import typer.main
 
 from actbench.cli.main import app
 from actbench.graphs.raw import SOURCES
-from actbench.runs import RecordFile
+from actbench.records import RecordFile
 from tests.cli.test_cli import actbench_here
 from tests.report.records import measured
 

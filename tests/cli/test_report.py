@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actbench.runs import RecordFile
+from actbench.records import RecordFile
 from tests.cli.test_cli import actbench, actbench_here, refused
 from tests.report.records import compared, measured
 from tests.runs.example import ENVIRONMENT, example_record

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from actbench.runs import Job, RecordFile, grid
+from actbench.records import RecordFile
+from actbench.runs import Job, grid
 from actbench.runs.measure import blank_record
 from tests.cli.test_cli import actbench, actbench_here, refused
 

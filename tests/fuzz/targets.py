@@ -20,8 +20,8 @@ from actbench.analysis import Settings, check_records, choose_final, compare, re
 from actbench.errors import ActbenchError, DataError, SchemeError
 from actbench.graphs import find, load, sizes_of
 from actbench.graphs.planetoid import read_planetoid, unpack
+from actbench.records import RecordFile
 from actbench.report import formats, step_summary
-from actbench.runs import RecordFile
 from actbench.scheme import NAMED, Scheme
 from tests.graphs.small import CITATIONS, write_cora
 from tests.runs.example import example_record

@@ -22,10 +22,10 @@ from actbench.analysis import Settings, check_records, choose_final, compare, re
 from actbench.analysis.comparison import Located, Source
 from actbench.analysis.study import read_study
 from actbench.errors import ActbenchError
+from actbench.records import Record, RecordFile
 from actbench.report import formats, github_annotations, junit_xml, step_summary, verdict_table
 from actbench.report.table import ledger_table, render_tables
 from actbench.report.terminal import _PrintableConsole
-from actbench.runs import Record, RecordFile
 from tests.analysis.studies import study
 from tests.report.records import CARD, measured
 from tests.runs.example import example_record

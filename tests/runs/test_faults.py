@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 
 from actbench.errors import OutputError
-from actbench.runs import Record, RecordFile, plan, run_grid, store
+from actbench.records import Record, RecordFile, identity, store
 from actbench.runs import execute as execute_module
-from actbench.runs.job import description, identity
+from actbench.runs import plan, run_grid
+from actbench.runs.job import description
 from actbench.runs.measure import measure
 from actbench.scheme import Scheme
 from tests.runs import stand_in

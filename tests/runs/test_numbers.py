@@ -21,10 +21,11 @@ from actbench.cli.main import main
 from actbench.errors import UsageError
 from actbench.models import Network
 from actbench.quant import ordered, reference
+from actbench.records import MACHINE_FIELDS, identity, machine
 from actbench.runs import Job
 from actbench.runs import execute as execute_module
 from actbench.runs.execute import execute
-from actbench.runs.job import MACHINE_FIELDS, description, identity, machine
+from actbench.runs.job import description
 from actbench.runs.measure import _determinism, measure
 from actbench.scheme import NAMED
 from tests.runs.example import ENVIRONMENT, example_job, example_record

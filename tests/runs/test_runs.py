@@ -15,10 +15,11 @@ from actbench.errors import DeviceError
 from actbench.graphs import load
 from actbench.models import Model, operations
 from actbench.quant import sources
-from actbench.runs import Job, RecordFile, device, digest_of, plan, require_device, resolve_device, run_grid
+from actbench.records import RecordFile, identity
+from actbench.runs import Job, device, digest_of, plan, require_device, resolve_device, run_grid
 from actbench.runs import execute as execute_module
 from actbench.runs.execute import Together, execute
-from actbench.runs.job import description, identity
+from actbench.runs.job import description
 from actbench.runs.measure import measure
 from actbench.scheme import Scheme
 from actbench.training import Sampler, Trainer, recipe_for

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actbench.runs.untrusted import FIELDS, is_figure, parse_json, printable, read_limited, unusable_field
+from actbench.records import FIELDS, is_figure, parse_json, printable, read_limited, unusable_field
 from tests.runs.example import example_record
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from actbench.errors import OutputError
-from actbench.runs.locks import EVERY_BYTE, is_at, lock, open_locked
-from actbench.runs.untrusted import parse_json, read_limited
+from actbench.records.locks import EVERY_BYTE, is_at, lock, open_locked
+from actbench.records.untrusted import parse_json, read_limited
 
 Record = dict[str, Any]
 SCHEMA_VERSION: Final = 1

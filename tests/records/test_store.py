@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from actbench.errors import OutputError
-from actbench.runs import RecordFile
+from actbench.records import RecordFile
 from tests.runs.example import example_record
 
 
