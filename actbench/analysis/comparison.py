@@ -495,7 +495,7 @@ def command_for(records: list[Record]) -> str:
         words += ["--sampler", recipe["sampler"]]
     words += ["--scheme", first["scheme"]["name"], "--seeds", str(max(r["seed"] for r in records) + 1)]
     words += ["--device", first["environment"]["device"]]
-    words += ["--deterministic"] if first["environment"].get("deterministic") else []
+    words += [f"--{way}" for way in ("deterministic", "together") if first["environment"].get(way)]
     for field, option in _OPTIONS.items():
         absent = recipe.get(field) is None and field not in _NONE_AS_0
         if field in recipe and recipe[field] != usual[field] and not absent:

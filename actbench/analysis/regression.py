@@ -330,7 +330,7 @@ def _machine_of(record: Record) -> dict[str, Any]:
     names = ("device", "device_name", "cuda", "threads", "actbench", "torch")
     environment = record["environment"]
     told = {name: environment.get(name, environment["versions"].get(name)) for name in names}
-    return told | {"deterministic": bool(environment.get("deterministic"))}
+    return told | {way: bool(environment.get(way)) for way in ("deterministic", "together")}
 
 
 def _first_difference(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, Any, Any]:

@@ -24,7 +24,6 @@ def measure_grid(
     device: Literal["cpu", "cuda"],
     fresh: bool,
     stderr: Console,
-    together: bool = False,
 ) -> tuple[list[Record], bool]:
     """The records of `jobs`, all of them or those until Ctrl-C, and whether that came.
 
@@ -40,7 +39,7 @@ def measure_grid(
     with ProgressListener(stderr, len(jobs)) as listener:
         try:
             # One by one, so that an interrupt leaves the finished ones here.
-            for record in run_grid(jobs, file, describe_device(device), fresh, listener, together):
+            for record in run_grid(jobs, file, describe_device(device), fresh, listener):
                 records.append(record)  # noqa: PERF402
         except KeyboardInterrupt:
             return records, True

@@ -177,10 +177,10 @@ def run(
     stderr = open_stderr(quiet)
     make_present(name, data_dir, stderr)
     require_parts(name, recipe)
-    job = Job(name, str(data_dir), digest_of(name), schemes[0], 0, recipe, chosen, deterministic)
+    job = Job(name, str(data_dir), digest_of(name), schemes[0], 0, recipe, chosen, deterministic, together)
     jobs = plan(job, schemes, seeds)
 
-    records, interrupted = measure_grid(jobs, file, chosen, fresh, stderr, together)
+    records, interrupted = measure_grid(jobs, file, chosen, fresh, stderr)
     _print(records, format, ledger)
     end(records, jobs, interrupted, output, fresh)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-MACHINE_FIELDS: Final = ("device", "device name", "CUDA", "threads", "actbench", "torch", "deterministic")
+MACHINE_FIELDS: Final = ("device", "device name", "CUDA", "threads", "actbench", "torch", "deterministic", "together")
 """What `machine` tells apart, as a user reads it."""
 _SOURCE: Final = "source"
 """Who chose a recipe's settings, which changes nothing in them."""
@@ -28,11 +28,13 @@ def series(record: Mapping[str, Any], *besides: str) -> str:
 def machine(environment: Mapping[str, Any]) -> tuple[Any, ...]:
     """Equal for environments whose figures belong in one table: `MACHINE_FIELDS`' values.
 
-    Deterministic operations are others, with a speed and a memory of their own.
+    Deterministic operations are others, with a speed and a memory of their own; runs together in one process know no
+    peak of it.
     """
     versions = environment["versions"]
     fields = (environment[field] for field in ("device", "device_name", "cuda", "threads"))
-    return (*fields, versions["actbench"], versions["torch"], environment.get("deterministic", False))
+    ways = (environment.get(way, False) for way in ("deterministic", "together"))
+    return (*fields, versions["actbench"], versions["torch"], *ways)
 
 
 def identity(record: Mapping[str, Any]) -> str:

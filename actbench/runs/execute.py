@@ -45,7 +45,7 @@ def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, A
     The child is killed if this call is interrupted. `environment` stands in such a record, since the child did not
     live to tell its own.
     """
-    with Child(job, shared=False) as child:
+    with Child(job) as child:
         return child.measure(job, environment, report)
 
 
@@ -68,8 +68,11 @@ class Together:
 
     def execute(self, job: Job, environment: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Record:
         """As `execute`, but for the process; of jobs that are alike in `deterministic`."""
+        if self._child is not None and self._child.has_ended:
+            # Nothing that this job did.
+            self._end()
         if self._child is None:
-            self._child = Child(job, shared=True)
+            self._child = Child(job)
         well = False
         try:
             record = self._child.measure(job, environment, report)
@@ -88,11 +91,10 @@ class Together:
 class Child:
     """A process that measures jobs on a device like that of its first; a context, at whose end it is killed."""
 
-    def __init__(self, job: Job, shared: bool) -> None:
-        if job.device == "cpu" and (job.scheme.compresses or shared):
+    def __init__(self, job: Job) -> None:
+        if job.device == "cpu" and (job.scheme.compresses or job.together):
             # Here, so that a compiler's memory is in no child's peak.
             compile_loops()
-        self._shared = shared
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         # A session of its own: Ctrl-C reaches the parent alone, which then decides.
         self._process = subprocess.Popen(
@@ -114,6 +116,11 @@ class Child:
     ) -> None:
         self.end()
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is gone."""
+        return self._process.poll() is not None
+
     def end(self) -> None:
         """Kill the process if it is still there, and let go of what belongs to it."""
         process = self._process
@@ -130,15 +137,17 @@ class Child:
         """The record of `job`, whatever becomes of the process; see `execute`."""
         last: dict[str, Any] = {"epoch": 0}
         killed_before = _killed_for_memory()
+        # What jobs before this one have made libraries say is none of its errors.
+        said_before = os.fstat(self._errors.fileno()).st_size
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
         record: Record | None = None
         # If the child died before it read, its exit status tells.
         with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps({"job": job.to_json(), "shared": self._shared}) + "\n")
+            process.stdin.write(json.dumps(job.to_json()) + "\n")
             process.stdin.flush()
-            if not self._shared:
+            if not job.together:
                 process.stdin.close()
         for line in process.stdout:
             event = _read(line)
@@ -146,12 +155,12 @@ class Child:
                 last = event["epoch"]
                 report(last)
             record = event.get("record", record)
-            if record is not None and self._shared:
+            if record is not None and job.together:
                 break
         if record is not None:
             return record
         process.wait()
-        self._errors.seek(0)
+        self._errors.seek(said_before)
         stderr = self._errors.read().decode(errors="replace")
         by_kernel = process.returncode == -signal.SIGKILL and _killed_for_memory() > killed_before
         record = _epitaph(blank_record(job, environment), process.returncode, last, stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 from actbench.records import Record, RecordFile, identity, unusable_field
@@ -38,26 +38,25 @@ def run_grid(
     environment: dict[str, Any],
     fresh: bool,
     listener: Listener,
-    together: bool = False,
 ) -> Iterator[Record]:
     """Measure `jobs` and append each record when its job ends; yields one record a job.
 
     Without `fresh`, a job with a final record in `file` is skipped and that record yielded. The file is read again
     before each job, so that what another process has finished meanwhile is not measured again; what another process
-    is measuring comes last, when that one has ended. Each job has a process of its own, or all have one `together`.
+    is measuring comes last, when that one has ended. Each job has a process of its own, but for
+    those that are measured together, which share one.
     """
     with Together() as company:
-        run = company.execute if together else execute
         elsewhere = []
         for job in jobs:
-            record = _measure(job, file, environment, fresh, listener, run, wait=False)
+            record = _measure(job, file, environment, fresh, listener, company, wait=False)
             if record is None:
                 elsewhere.append(job)
             else:
                 yield record
         for job in elsewhere:
             listener.waiting(job)
-            record = _measure(job, file, environment, fresh, listener, run, wait=True)
+            record = _measure(job, file, environment, fresh, listener, company, wait=True)
             assert record is not None
             yield record
 
@@ -68,7 +67,7 @@ def _measure(
     environment: dict[str, Any],
     fresh: bool,
     listener: Listener,
-    run: Callable[[Job, dict[str, Any], Callable[[dict[str, Any]], None]], Record],
+    company: Together,
     wait: bool,
 ) -> Record | None:
     """The record of `job`, or None if another process is making it and `wait` is not set."""
@@ -81,6 +80,7 @@ def _measure(
             listener.skipped(job, known[-1])
             return known[-1]
         listener.started(job)
+        run = company.execute if job.together else execute
         record = run(job, environment, lambda state: listener.advanced(job, state))
         file.append(record)
         listener.ended(job, record)

@@ -17,7 +17,8 @@ from actbench.training import Recipe
 class Job:
     """One training run, fully specified; `digest` is the SHA-256 of a data file of the user's own.
 
-    `deterministic` asks for torch's deterministic operations alone.
+    `deterministic` asks for torch's deterministic operations alone, `together` says that its process measures other
+    jobs too.
     """
 
     dataset: str
@@ -28,6 +29,7 @@ class Job:
     recipe: Recipe
     device: str
     deterministic: bool = False
+    together: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that `from_json` reads."""
@@ -66,5 +68,5 @@ def description(job: Job, environment: dict[str, Any]) -> dict[str, Any]:
         "scheme": job.scheme.as_record(),
         "seed": job.seed,
         "recipe": job.recipe.as_record(),
-        "environment": environment | ({"deterministic": True} if job.deterministic else {}),
+        "environment": environment | {name: True for name in ("deterministic", "together") if getattr(job, name)},
     }

@@ -84,21 +84,21 @@ def blank_record(job: Job, environment: dict[str, Any]) -> Record:
     }
 
 
-def measure(job: Job, report: Callable[[dict[str, Any]], None], shared: bool = False) -> Record:
+def measure(job: Job, report: Callable[[dict[str, Any]], None]) -> Record:
     """Train as `job` says and return its record; `report` is called with the state after every epoch.
 
     Never raises for what goes wrong in training: the record's status is then "oom" or "error", its `error` says
-    what happened, and it holds all that was measured until then. Of a process that is `shared` with jobs before or
-    after it the record has no peak, which is not this job's, and says what torch's allocator held before it began.
+    what happened, and it holds all that was measured until then. Of a job together with others it has no peak of the
+    process, and says what torch's allocator held before it began.
     """
     device = torch.device(job.device)
     record = blank_record(job, describe_environment(device))
     begun = time.monotonic()
     try:
-        if shared:
-            record["shared_process"] = {"allocated_before_bytes": _let_go(device)}
+        if job.together:
+            record["allocated_before_bytes"] = _let_go(device)
         with _determinism(job.deterministic, device):
-            _train(job, device, record, report, _load_once if shared else load)
+            _train(job, device, record, report, _load_once if job.together else load)
         record["status"] = "ok"
     except Exception as error:
         record["status"] = "oom" if is_out_of_memory(error) else "error"
@@ -252,7 +252,7 @@ def _write_peaks(memory: MemoryMeter, record: Record) -> None:
         ("nvml_peak_bytes", memory.nvml_peak()),
         ("rss_peak_bytes", memory.rss_peak()),
     ):
-        if "shared_process" in record and field in _OF_A_PROCESS:
+        if record["environment"].get("together") and field in _OF_A_PROCESS:
             reading = Reading(None, "the process measured other jobs too (--together)")
         record[field] = reading.value_bytes
         if reading.value_bytes is None:

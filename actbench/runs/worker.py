@@ -25,9 +25,8 @@ def main() -> None:
         os.dup2(2, 1)
         _end_with(int(sys.argv[1]))
         for line in sys.stdin:
-            given = json.loads(line)
-            job, shared = Job.from_json(given["job"]), given["shared"]
-            _send(events, "record", measure(job, lambda state: _send(events, "epoch", state), shared))
+            job = Job.from_json(json.loads(line))
+            _send(events, "record", measure(job, lambda state: _send(events, "epoch", state)))
 
 
 def _end_with(parent: int) -> None:

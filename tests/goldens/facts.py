@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterator
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from actbench.analysis import compare, read_located, resolve_reference
 from actbench.analysis.estimate import Workload, estimate, why_not_modelled
-from actbench.analysis.study import is_study
 from actbench.cli.report import _rendered
 from actbench.compress import predict_saved_bytes
 from actbench.graphs import Entry
@@ -75,15 +75,15 @@ def codes() -> dict[str, str]:
 def reports(formats: tuple[str, ...]) -> dict[str, str]:
     """Digests of the reports of every record file in `results`, by format and language, pictures left out."""
     found = {}
-    for path in sorted(RESULTS.glob("*.jsonl")):
-        located = read_located([path])
-        if not located or is_study(path):
-            continue
-        comparisons = compare(located, resolve_reference(None, located), True, [])
-        for format in formats:
-            for language in ("en", "ja"):
-                text = _rendered(comparisons, format, language)  # type: ignore[arg-type]
-                found[f"{path.name} {format} {language}"] = _digest(_without_pictures(text).encode())
+    # Reports name their files as they were given.
+    with contextlib.chdir(RESULTS):
+        for path in sorted(Path().glob("*.jsonl")):
+            located = read_located([path])
+            comparisons = compare(located, resolve_reference(None, located), True, [])
+            for format in formats:
+                for language in ("en", "ja"):
+                    text = _rendered(comparisons, format, language)  # type: ignore[arg-type]
+                    found[f"{path} {format} {language}"] = _digest(_without_pictures(text).encode())
     return found
 
 

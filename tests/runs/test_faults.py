@@ -339,7 +339,7 @@ def test_a_run_does_not_outlive_a_command_that_is_killed(tmp_path: Path) -> None
 def test_a_run_whose_command_ended_before_it_began_does_not_begin() -> None:
     done = subprocess.run(
         [*execute_module._WORKER, str(os.getppid())],
-        input=json.dumps({"job": example_job(epochs=100_000).to_json(), "shared": False}),
+        input=json.dumps(example_job(epochs=100_000).to_json()),
         capture_output=True,
         text=True,
         check=False,

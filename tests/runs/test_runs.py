@@ -15,7 +15,7 @@ from actbench.errors import DeviceError
 from actbench.graphs import load
 from actbench.models import Model, operations
 from actbench.quant import sources
-from actbench.records import RecordFile, identity
+from actbench.records import RecordFile, identity, machine
 from actbench.runs import Job, device, digest_of, plan, require_device, resolve_device, run_grid
 from actbench.runs import execute as execute_module
 from actbench.runs.execute import Together, execute
@@ -268,22 +268,25 @@ def test_a_job_runs_in_a_process_of_its_own() -> None:
 
 
 def test_jobs_together_are_measured_one_after_the_other_in_one_process() -> None:
-    jobs = [example_job("exact", epochs=2), example_job("fp32", epochs=2), example_job("derived", epochs=2)]
+    jobs = [replace(example_job(scheme, epochs=2), together=True) for scheme in ("exact", "fp32", "derived")]
     with Together() as company:
         records = [company.execute(job, ENVIRONMENT, ignore) for job in jobs]
         assert company._child is not None
         worker = company._child._process
     assert worker.poll() is not None
     for record, job in zip(records, jobs, strict=True):
-        alone = execute(job, ENVIRONMENT, ignore)
+        alone = execute(replace(job, together=False), ENVIRONMENT, ignore)
         assert record["status"] == "ok", record["error"]
         assert record["curve"] == alone["curve"]
         assert (record["saved_bytes"], record["ledger"]) == (alone["saved_bytes"], alone["ledger"])
         # What a process has held is of all its jobs.
         assert record["rss_peak_bytes"] is None
         assert "--together" in record["reasons"]["rss_peak_bytes"]
-        assert record["shared_process"] == {"allocated_before_bytes": None}
-        assert "shared_process" not in alone
+        assert record["allocated_before_bytes"] is None
+        assert "allocated_before_bytes" not in alone
+        # One does not stand for the other, nor share a row with it.
+        assert identity(record) != identity(alone)
+        assert machine(record["environment"]) != machine(alone["environment"])
         assert alone["rss_peak_bytes"] > 0
 
 
@@ -291,7 +294,7 @@ def test_after_a_job_that_did_not_end_well_another_process_begins(monkeypatch: p
     worker = (
         "import json, os, sys\n"
         "for line in sys.stdin:\n"
-        "    seed = json.loads(line)['job']['seed']\n"
+        "    seed = json.loads(line)['seed']\n"
         "    if seed == 1:\n"
         "        os.kill(os.getpid(), 9)\n"
         "    status = 'error' if seed == 2 else 'ok'\n"
@@ -299,12 +302,34 @@ def test_after_a_job_that_did_not_end_well_another_process_begins(monkeypatch: p
     )
     stand_in(monkeypatch, worker)
     with Together() as company:
-        records = [company.execute(example_job(seed=seed), ENVIRONMENT, ignore) for seed in (0, 3, 1, 4, 2, 5)]
+        jobs = [replace(example_job(seed=seed), together=True) for seed in (0, 3, 1, 4, 2, 5)]
+        records = [company.execute(job, ENVIRONMENT, ignore) for job in jobs]
     assert [record["status"] for record in records] == ["ok", "ok", "killed", "ok", "error", "ok"]
     processes = [record.get("process") for record in records]
     assert processes[0] == processes[1]
     assert processes[3] == processes[4]
     assert len({processes[0], processes[3], processes[5]}) == 3
+
+
+def test_a_job_is_blamed_for_nothing_that_happened_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = (
+        "import json, os, sys\n"
+        "for line in sys.stdin:\n"
+        "    seed = json.loads(line)['seed']\n"
+        "    if seed == 2:\n"
+        "        os.kill(os.getpid(), 15)\n"
+        "    print('CUDA out of memory, tried again with less', file=sys.stderr, flush=True)\n"
+        "    print(json.dumps({'record': {'status': 'ok', 'process': os.getpid()}}), flush=True)\n"
+    )
+    stand_in(monkeypatch, worker)
+    jobs = [replace(example_job(seed=seed), together=True) for seed in range(3)]
+    with Together() as company:
+        first = company.execute(jobs[0], ENVIRONMENT, ignore)
+        os.kill(first["process"], 9)
+        assert company._child is not None
+        company._child._process.wait()
+        assert company.execute(jobs[1], ENVIRONMENT, ignore)["status"] == "ok"
+        assert company.execute(jobs[2], ENVIRONMENT, ignore)["status"] == "killed"
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
@@ -468,7 +493,7 @@ def test_nothing_but_events_reaches_the_parent() -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(os.getpid())],
-        input=json.dumps({"job": example_job(epochs=1).to_json(), "shared": False}),
+        input=json.dumps(example_job(epochs=1).to_json()),
         capture_output=True,
         text=True,
         check=True,
