@@ -101,7 +101,7 @@ def test_both_calls_run_from_a_bare_checkout_and_end_in_a_table(
         records = list(map(json.loads, (tmp_path / "2" / f"cpu-synthetic-{shape}.jsonl").read_text().splitlines()))
         assert {record["status"] for record in records} == {"ok"}
         assert all(record["environment"]["commit"] == "0123456789ab" for record in records)
-        assert all("shared_process" in record for record in records)
+        assert all(record["environment"]["together"] for record in records)
     for folder in ("1", "2"):
         assert len(list((tmp_path / folder).iterdir())) <= 8
 
@@ -109,16 +109,20 @@ def test_both_calls_run_from_a_bare_checkout_and_end_in_a_table(
 def test_the_limits_of_the_steps_fit_the_calls(checkout: Path, tmp_path: Path) -> None:
     script = load(checkout)
     for steps, limit in ((script["prove"], 330), (script["measure"], 280)):
-        assert sum(step.limit for step in steps(tmp_path, "cuda")) <= limit
+        assert script["IMPORT"] + sum(step.limit for step in steps(tmp_path, "cuda")) <= limit
 
 
 @pytest.mark.parametrize(
     ("program", "outcome", "well"),
     [
-        ("print('7 passed')", "ok", True),
-        ("print('7 skipped')", "no proof", False),
-        ("import sys; print('1 failed, 7 passed'); sys.exit(1)", "failed 1", False),
-        ("import time; print('7 passed', flush=True); time.sleep(60)", "cut off", False),
+        ("print('720 passed, 2 skipped, 30 deselected, 1 warning in 3.20s')", "ok", True),
+        ("print('720 passed in 62.20s (0:01:02)'); print('a library says goodbye')", "ok", True),
+        ("print('7 passed in 3.20s')", "no proof", False),
+        ("print('720 skipped in 3.20s')", "no proof", False),
+        ("print('120 passed, 600 skipped in 3.20s')", "no proof", False),
+        ("import sys; print('1 failed, 720 passed in 3.20s'); sys.exit(1)", "failed 1", False),
+        ("import sys; print('Device not supported'); sys.exit(1)", "skipped", True),
+        ("import time; print('720 passed in 3.20s', flush=True); time.sleep(60)", "cut off", False),
         ("import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)", "cut off", False),
     ],
 )
@@ -127,10 +131,44 @@ def test_a_step_that_proves_nothing_or_takes_too_long_does_not_pass(
 ) -> None:
     script = load(checkout)
     script["run"].__globals__["GRACE"] = 1
-    step = script["Step"]("name", 3, [sys.executable, "-c", program], "output.txt", "passed")
-    good, lines = script["run"](step, tmp_path, {}, True)
+    proof = script["PASSED"].format(r"\d{3,}")
+    step = script["Step"]("name", 3, [sys.executable, "-c", program], "output.txt", proof)
+    good, lines = script["run"](step, tmp_path, {})
     assert good == well
     assert f"name       {outcome} " in lines[0]
+
+
+def test_hazards_are_counted(checkout: Path, tmp_path: Path) -> None:
+    script = load(checkout)
+    for count, outcome in ((0, "ok"), (10, "no proof")):
+        told = f"print('========= RACECHECK SUMMARY: {count} hazards displayed (0 errors, {count} warnings)')"
+        step = script["Step"]("race", 20, [sys.executable, "-c", told], f"{count}.txt", r"\b0 hazards displayed")
+        assert f" {outcome} " in script["run"](step, tmp_path, {})[1][0]
+
+
+def test_runs_that_did_not_end_well_are_no_success_nor_a_file_that_was_cut_the_end(
+    checkout: Path, tmp_path: Path
+) -> None:
+    script = load(checkout)
+    path = tmp_path / "records.jsonl"
+    write = "import pathlib, sys; pathlib.Path(sys.argv[2]).write_text('{}')"
+    for text, said in (('{"status": "oom", "scheme": {"name": "fp32"}}', "0 of 1 runs"), ('{"status": ', "cannot be")):
+        command = [sys.executable, "-c", write.format(text), "--output", str(path)]
+        good, lines = script["run"](script["Step"]("arxiv", 20, command, "arxiv.txt", "1 of 1 runs"), tmp_path, {})
+        assert not good
+        assert said in lines[0]
+
+
+def test_a_package_that_no_step_needs_fails_none(checkout: Path) -> None:
+    script = load(checkout)
+    environment = {"device_name": "NVIDIA H200", "versions": {"torch": "2.11.0"}, "cuda": "13.0"}
+    for wrong, outcome in ((["ogb", "pymetis"], "ok"), (["ogb", "CuPy"], "failed 2"), (["CUDA"], "failed 2")):
+        findings = [{"name": name, "state": "problem", "topic": "versions"} for name in wrong]
+        text = json.dumps({"environment": environment, "findings": findings})
+        lines, became = script["examined"](text, "failed 2")
+        assert became == outcome
+        assert lines == [f"NVIDIA H200, torch 2.11.0, CUDA 13.0; problems: {', '.join(wrong)}"]
+    assert script["examined"]("Traceback\nKeyError: 1", "failed 1") == (["KeyError: 1"], "failed 1")
 
 
 def load(checkout: Path) -> dict[str, Any]:
@@ -167,6 +205,8 @@ def test_a_wheel_of_other_sources_is_refused(machine: Path, checkout: Path, whee
     assert done.returncode == 2
     assert "actbench-" in done.stderr
     assert done.stderr.endswith(f"is not of this checkout: .ci/gpu carry {wheels} makes it anew.\n")
+    done = call(machine, other, "prove", wheels, wheels, "--trial")
+    assert done.stderr == f"gpu: {wheels} holds files already: name an empty folder, or a new one.\n"
     done = call(machine, other, "prove", tmp_path / "nothing", tmp_path / "out", "--trial")
     assert done.returncode == 2
     assert "has 0 wheels of actbench" in done.stderr

@@ -14,9 +14,12 @@ from actbench.quant.packed import backend
 
 @contextmanager
 def ordered_products(key: str = "SparseCsrCUDA") -> Iterator[None]:
-    """While open, a product with a sparse CSR matrix on CUDA sums in the order of its entries, in any thread.
+    """While open, a product of a sparse CSR or CSC and a dense matrix on CUDA sums in the order of the entries.
 
-    torch leaves it to cuSPARSE's CSR_ALG2, whose results differ from run to run
+    In any thread, and in autograd's backward. Products with a vector, of a COO matrix, or into a tensor that is given
+    (`out=`, `addmm_`) stay torch's: no model of ours has one.
+
+    torch leaves them to cuSPARSE's CSR_ALG2, whose results differ from run to run
     (https://docs.nvidia.com/cuda/cusparse/#cusparsespmm), and does not say so where deterministic operations are asked
     for. `key` is the dispatch key of what is replaced. A product that is not of float32 raises a RuntimeError in the
     words of torch's own for what has no deterministic implementation.

@@ -73,5 +73,7 @@ def _notes(record: dict[str, Any]) -> list[str]:
         "memory; an operation that writes less than it reads may be faster.",
         "of eager, of compiled: our time as a multiple of eager torch's and torch.compile's for the same mathematics.",
     ]
+    if any(row.get("cached") for row in record["rows"]):
+        notes.append("Some shapes are so small that the GPU's cache holds them: their figures are the cache's.")
     reasons = {row["no_compiled_reason"] for row in record["rows"] if "compiled" not in row["seconds"]}
     return notes + [f"No figure of torch.compile: {reason}." for reason in sorted(reasons)]

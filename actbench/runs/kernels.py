@@ -45,6 +45,8 @@ _SETS: Final = {"cpu": 2, "cuda": 4}
 _WARMUP_CALLS: Final = 3
 _CACHES: Final = 4
 """Bytes that pass between two uses of one buffer on a GPU, in sizes of its L2 cache."""
+_MOST_BUFFERS: Final = 64
+"""Of a small shape, which then stays in the cache, as its row says."""
 _WARM_SECONDS: Final = 0.05
 """How long a GPU works before a case is timed: its clocks fall while the host checks and compiles."""
 
@@ -113,7 +115,7 @@ def benchmark_kernels(
             _check(case, shape)
             samples, reason = _measure(case, sources, device, repeats, compiled)
             copies += samples["copy"]
-            of_shape.append(_row(case, shape, samples, reason))
+            of_shape.append(_row(case, shape, samples, reason) | {"cached": _stays_in_cache(case.moved_bytes, device)})
             record["rows"] += of_shape[-1:]
             copy_rate = 2 * _FLOAT_BYTES * shape.rows * shape.width / statistics.median(copies)
             for row in of_shape:
@@ -140,10 +142,11 @@ def _measure(
     case: Case, sources: Sequence[Inputs], device: torch.device, repeats: int, compiled: bool
 ) -> tuple[dict[str, list[float]], str | None]:
     """Seconds of every turn, and why torch.compile has none."""
-    inputs = _rotated(case, device)
+    inputs = _rotated(case.inputs, case.moved_bytes, device)
+    matrices = _rotated(sources, 2 * _FLOAT_BYTES * sources[0][0].numel(), device)
     turns: dict[str, Callable[[], float]] = {
         # Into fresh memory, as all results go: on a CPU that costs more than the copying.
-        "copy": _turn(lambda source: source.clone(), sources, device),
+        "copy": _turn(lambda source: source.clone(), matrices, device),
         "ours": _turn(case.ours, inputs, device),
         "eager": _turn(case.eager, inputs, device),
     }
@@ -166,14 +169,22 @@ def _measure(
     return samples, reason
 
 
-def _rotated(case: Case, device: torch.device) -> Sequence[Inputs]:
-    """The case's inputs, on a GPU copied until a round of calls moves several times what its L2 cache holds."""
+def _rotated(inputs: Sequence[Inputs], moved_bytes: int, device: torch.device) -> Sequence[Inputs]:
+    """`inputs`, on a GPU copied until a round of calls that move so many bytes each passes its L2 cache by far."""
     if device.type != "cuda":
-        return case.inputs
-    between = _CACHES * torch.cuda.get_device_properties(device).L2_cache_size
-    rounds = max(-(-between // case.moved_bytes), len(case.inputs))
-    copies = (case.inputs[i % len(case.inputs)] for i in range(len(case.inputs), rounds))
-    return [*case.inputs, *(tuple(part.clone() for part in inputs) for inputs in copies)]
+        return inputs
+    rounds = min(max(-(-_bytes_between(device) // moved_bytes), len(inputs)), _MOST_BUFFERS)
+    copies = (inputs[i % len(inputs)] for i in range(len(inputs), rounds))
+    return [*inputs, *(tuple(part.clone() for part in each) for each in copies)]
+
+
+def _bytes_between(device: torch.device) -> int:
+    return _CACHES * int(torch.cuda.get_device_properties(device).L2_cache_size)
+
+
+def _stays_in_cache(moved_bytes: int, device: torch.device) -> bool:
+    """Whether a GPU's cache may hold all buffers of an operation, so that it is no measure of its memory."""
+    return device.type == "cuda" and _MOST_BUFFERS * moved_bytes < _bytes_between(device)
 
 
 def _row(case: Case, shape: Shape, samples: dict[str, list[float]], reason: str | None) -> dict[str, Any]:

@@ -42,6 +42,7 @@ _OUT_OF_MEMORY = (
     "cudaErrorMemoryAllocation",
     # A kernel's module, as CuPy loads it.
     "CUDA_ERROR_OUT_OF_MEMORY",
+    "NVRTC_ERROR_OUT_OF_MEMORY",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUSOLVER_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",

@@ -66,16 +66,22 @@ def test_on_a_gpu_a_buffer_comes_round_when_no_cache_holds_it_any_more(monkeypat
     cache = 2**20
     properties = types.SimpleNamespace(L2_cache_size=cache)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
-    for case in kernels._cases(Shape(64, 128), CPU):
-        inputs = kernels._rotated(case, torch.device("cuda"))
+    gpu = torch.device("cuda")
+    for case in kernels._cases(Shape(1024, 128), CPU):
+        inputs = kernels._rotated(case.inputs, case.moved_bytes, gpu)
         assert len(inputs) * case.moved_bytes >= 4 * cache
+        assert not kernels._stays_in_cache(case.moved_bytes, gpu)
         assert len(inputs) >= len(case.inputs)
         places = [part.data_ptr() for each in inputs for part in each]
         assert len(places) == len(set(places))
         # The same values in turn, so that what was checked is what is timed.
         for number, each in enumerate(inputs):
             assert all(map(torch.equal, each, case.inputs[number % len(case.inputs)]))
-    assert kernels._rotated(case, CPU) is case.inputs
+    assert kernels._rotated(case.inputs, case.moved_bytes, CPU) is case.inputs
+    for case in kernels._cases(Shape(16, 16), CPU):
+        # Millions of buffers would be needed, and as many nodes of a graph.
+        assert len(kernels._rotated(case.inputs, case.moved_bytes, gpu)) == 64
+        assert kernels._stays_in_cache(case.moved_bytes, gpu)
 
 
 def test_the_bytes_that_must_move_are_those_of_paper_and_pencil(record: dict[str, Any]) -> None:
