@@ -1,8 +1,10 @@
 """cuda.py with the emulator in CuPy's place: every function hands its kernels the right arguments."""
 
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 
 import actbench.quant
 from actbench.quant import ordered, reference
-from actbench.quant.launch import BANDS, THREADS, Launch, fits_tile
+from actbench.quant.launch import BANDS, THREADS, Launch, fits_tile, kernel_names
 from actbench.quant.levels import level_table
 from tests.quant.cuda import emulate, parity
 
@@ -197,3 +199,20 @@ def test_only_contiguous_tensors_are_taken(cuda: Any) -> None:
     for call in calls:
         with pytest.raises(ValueError, match=r"has strides \(1, 4\): pass tensor.contiguous\(\)"):
             call()
+
+
+def test_the_race_check_of_a_gpu_runs_every_kind_of_kernel(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `.ci/gpu` has it, with the emulator in the GPU's place: its slot is no place to find a wrong argument."""
+    script = (Path(__file__).resolve().parents[3] / ".ci" / "gpu").read_text()
+    (program,) = re.findall(r'^KERNELS = """\n(.*?)^"""', script, re.DOTALL | re.MULTILINE)
+    ran: set[str] = set()
+    run = cuda._run
+
+    def note(launches: list[Launch], device: torch.device) -> None:
+        ran.update(launch.source for launch in launches)
+        run(launches, device)
+
+    monkeypatch.setattr(cuda, "_run", note)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    exec(program.replace(', device="cuda"', ""), {})
+    assert ran == {source for source, _ in kernel_names()} - {"projection.cu"}
