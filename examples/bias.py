@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch_geometric.nn import GAT, GCN, GIN, GraphSAGE
 
 import actbench
-from actbench.analysis.gradient_noise import bias_of_mean
 from actbench.graphs import mean_adjacency
 from actbench.graphs.loading import load
 from actbench.meters.environment import describe_environment
+from actbench.studies.gradient_noise import bias_of_mean
 
 FAMILIES = {"GraphSAGE": GraphSAGE, "GCN": GCN, "GIN": GIN, "GAT": GAT}
 SCHEMES = ("derived", "derived-fine", "int4")

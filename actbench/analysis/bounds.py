@@ -1,9 +1,7 @@
-"""What studies and estimates take, apart from what computes them: the command line names it without importing torch."""
+"""What estimates take, apart from what computes them: the command line names it without importing torch."""
 
 from typing import Final
 
-LEAST_DRAWS: Final = 3
-"""Fewer leave no standard error of the bias."""
 LARGEST_HIDDEN: Final = 2**24
 LARGEST_NODES: Final = 2**40
 """How far the searches go, and the most that `estimate` takes of a width and of nodes."""

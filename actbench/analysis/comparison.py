@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from actbench.analysis.distinction import distinctions, settings_of
 from actbench.analysis.intervals import Interval, paired_difference
-from actbench.analysis.study import Study, match_studies, study_key
 from actbench.analysis.summary import REFERENCE, Row, median_of_known, ratio, summarise, timed_epochs
 from actbench.errors import OutputError, SchemeError, UsageError
 from actbench.records import (
@@ -27,6 +26,7 @@ from actbench.records import (
     series,
     unusable_field,
 )
+from actbench.records.study import Study, match_studies, study_key
 from actbench.runs.grid import FINAL
 from actbench.scheme import Scheme
 from actbench.training import DEFAULTS, recipe_for

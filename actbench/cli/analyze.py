@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from actbench.analysis.bounds import LEAST_DRAWS
 from actbench.cli.completion import offer_datasets, offer_schemes
 from actbench.cli.options import (
     DEFAULT_DATA_DIR,
@@ -31,16 +30,18 @@ from actbench.completing import COMPLETING
 from actbench.errors import ActbenchError, OutputError
 from actbench.report.phrases import Language, word
 from actbench.scheme import Scheme
+from actbench.studies.bounds import LEAST_DRAWS
 
 if not COMPLETING:
-    from actbench.analysis.study import Study, is_study, run_study
     from actbench.cli.datasets import make_present
     from actbench.compress import require_calls
     from actbench.models import operations
     from actbench.records import RecordFile
+    from actbench.records.study import Study, is_study
     from actbench.report import open_stderr, open_stdout
     from actbench.report.study import study_table
     from actbench.runs import Job, digest_of, is_out_of_memory, require_device, resolve_device
+    from actbench.studies.study import run_study
     from actbench.training import recipe_for
 
 DEFAULT_SCHEMES = ("exact", "blockwise", "blockwise-vm", "blockwise-vm:projection=1", "derived")

@@ -20,8 +20,8 @@ if not COMPLETING:
     from rich.console import Console
 
     from actbench.analysis import Comparison, compare, read_located, resolve_reference, summarise
-    from actbench.analysis.study import is_study, read_study
     from actbench.records import RecordFile
+    from actbench.records.study import is_study, read_study
     from actbench.report import draw_tables, formats, open_stderr, open_stdout
 
 Format = Literal["table", "markdown", "html", "latex", "csv", "json", "svg"]

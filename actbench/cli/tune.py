@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from actbench.analysis.bounds import LEAST_DRAWS
 from actbench.cli.completion import offer_datasets
 from actbench.cli.options import (
     DEFAULT_DATA_DIR,
@@ -27,18 +26,19 @@ from actbench.cli.sizes import read_size
 from actbench.completing import COMPLETING
 from actbench.errors import ActbenchError, UsageError
 from actbench.scheme import Scheme
+from actbench.studies.bounds import LEAST_DRAWS
 
 if not COMPLETING:
     import torch
 
-    from actbench.analysis.fixed_weights import FixedWeights
-    from actbench.analysis.tuning import Tuning
-    from actbench.analysis.tuning import tune as find_scheme
     from actbench.cli.datasets import make_present
     from actbench.graphs import load
     from actbench.report import open_stderr
     from actbench.report.tuning import tuning_table
     from actbench.runs import is_out_of_memory, resolve_device
+    from actbench.studies.fixed_weights import FixedWeights
+    from actbench.studies.tuning import Tuning
+    from actbench.studies.tuning import tune as find_scheme
     from actbench.training import recipe_for
 
 DEFAULT_EPOCHS = 15

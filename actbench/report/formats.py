@@ -20,8 +20,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from actbench.analysis.comparison import PEAKS, Cited, ComparedRow, Comparison, PaperFigures
-from actbench.analysis.study import Study
 from actbench.analysis.warnings import Caution, find_cautions
+from actbench.records.study import Study
 from actbench.report.page import (
     Section,
     about,

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from actbench.analysis.study import Study
+from actbench.records.study import Study
 from actbench.report.phrases import NOTHING, Language, Sentence, mebibytes_text, say, word
 from actbench.scheme import DERIVED, LEVELS, name_of
 

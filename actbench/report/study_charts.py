@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
-from actbench.analysis.study import Study
 from actbench.quant.levels import clipped_normal_masses
+from actbench.records.study import Study
 from actbench.report.charts import INK, Chart, chart_language, chart_settings, write_chart
 from actbench.report.phrases import Language, Sentence, say, word
 from actbench.report.study import groups, study_subject

@@ -7,8 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table as Grid
 from rich.text import Text
 
-from actbench.analysis.tuning import CallTuned, Tried, Tuning
 from actbench.report.phrases import NOTHING
+from actbench.studies.tuning import CallTuned, Tried, Tuning
 
 _NEIGHBOURS = 2
 

@@ -20,15 +20,15 @@ from rich.text import Text
 
 from actbench.analysis import Settings, check_records, choose_final, compare, read_located, summarise
 from actbench.analysis.comparison import Located, Source
-from actbench.analysis.study import read_study
 from actbench.errors import ActbenchError
 from actbench.records import Record, RecordFile
+from actbench.records.study import read_study
 from actbench.report import formats, github_annotations, junit_xml, step_summary, verdict_table
 from actbench.report.table import ledger_table, render_tables
 from actbench.report.terminal import _PrintableConsole
-from tests.analysis.studies import study
 from tests.report.records import CARD, measured
 from tests.runs.example import example_record
+from tests.studies.example import study
 
 Path_ = tuple[str | int, ...]
 MARK = "\"'><img src=x onerror=alert({0})></script><!--{{{{7*7}}}}&#{0};]]>"

@@ -10,12 +10,12 @@ from actbench.report import formats
 from actbench.report.phrases import say, word
 from actbench.report.study import estimate_text, groups, study_sheets, study_subject, study_table
 from actbench.report.study_charts import draw_study_charts
-from tests.analysis.studies import study
 from tests.analysis.test_comparison import located
-from tests.analysis.test_study import changed
+from tests.records.test_study import changed
 from tests.report.records import HOSTILE, measured
 from tests.report.test_charts import texts
 from tests.report.test_page import LANGUAGES
+from tests.studies.example import study
 
 
 def terminal(language: str) -> str:

@@ -7,15 +7,15 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from actbench.analysis.fixed_weights import FixedWeights
-from actbench.analysis.gradient_noise import Estimate, GradientNoise, bias_of_mean, measure_gradient_noise
-from actbench.analysis.substitution import Substituted, exact, unrounded
 from actbench.compress import compress
 from actbench.errors import ActbenchError
 from actbench.graphs import Graph
 from actbench.models import Model
 from actbench.quant import Projection
 from actbench.scheme import Scheme
+from actbench.studies.fixed_weights import FixedWeights
+from actbench.studies.gradient_noise import Estimate, GradientNoise, bias_of_mean, measure_gradient_noise
+from actbench.studies.substitution import Substituted, exact, unrounded
 from actbench.training import recipe_for
 from actbench.training.recipe import Sampler
 from tests.training.test_training import tiny

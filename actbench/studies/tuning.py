@@ -22,16 +22,16 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
-from actbench.analysis import knapsack
-from actbench.analysis.distribution import expected_squares, sampled_rows
-from actbench.analysis.fixed_weights import FixedWeights
-from actbench.analysis.gradient_noise import Estimate, estimate
-from actbench.analysis.substitution import Substituted, exact, probed, redrawn
 from actbench.compress.saved import Kept, Noise
 from actbench.errors import ActbenchError, UsageError
 from actbench.quant import Packing, Projection, dequantize, quantize
 from actbench.quant.layout import projected_width
 from actbench.scheme import BITS, LEVELS, PROJECTED, UNTOUCHED, Block, Override, Scheme
+from actbench.studies import knapsack
+from actbench.studies.distribution import expected_squares, sampled_rows
+from actbench.studies.fixed_weights import FixedWeights
+from actbench.studies.gradient_noise import Estimate, estimate
+from actbench.studies.substitution import Substituted, exact, probed, redrawn
 
 BLOCKS: Final = (32, 64, 128, 256, 1024)
 PROJECTIONS: Final = (1, 2, 4, 8)

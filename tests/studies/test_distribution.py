@@ -11,8 +11,12 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import norm
 from torch import Tensor
 
-from actbench.analysis import distribution
-from actbench.analysis.distribution import (
+from actbench.compress.saved import Kept, Noise
+from actbench.quant.layout import Layout
+from actbench.quant.levels import clipped_normal_masses, clipped_normal_sigma, level_table, uniform_variance
+from actbench.scheme import Scheme
+from actbench.studies import distribution
+from actbench.studies.distribution import (
     BINS,
     BLOCK_LENGTHS,
     CallFound,
@@ -23,11 +27,7 @@ from actbench.analysis.distribution import (
     study,
     study_calls,
 )
-from actbench.compress.saved import Kept, Noise
-from actbench.quant.layout import Layout
-from actbench.quant.levels import clipped_normal_masses, clipped_normal_sigma, level_table, uniform_variance
-from actbench.scheme import Scheme
-from tests.analysis.test_gradient_noise import fixed
+from tests.studies.test_gradient_noise import fixed
 from tests.training.test_training import tiny
 
 STANDARD_ERRORS = 5

@@ -5,14 +5,14 @@ from itertools import product
 
 import pytest
 
-from actbench.analysis import tuning
-from actbench.analysis.fixed_weights import FixedWeights
-from actbench.analysis.gradient_noise import estimate, measure_gradient_noise
-from actbench.analysis.tuning import Candidate, Choice, Tuning, reckon, scheme_of, tune
 from actbench.errors import UsageError
 from actbench.models import Model
 from actbench.scheme import Scheme
-from tests.analysis.test_gradient_noise import STANDARD_ERRORS, fixed, whole_numbers
+from actbench.studies import tuning
+from actbench.studies.fixed_weights import FixedWeights
+from actbench.studies.gradient_noise import estimate, measure_gradient_noise
+from actbench.studies.tuning import Candidate, Choice, Tuning, reckon, scheme_of, tune
+from tests.studies.test_gradient_noise import STANDARD_ERRORS, fixed, whole_numbers
 from tests.training.test_training import tiny
 
 Patch = pytest.MonkeyPatch

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from actbench.analysis.comparison import compare
-from actbench.analysis.study import is_study, match_studies, read_study, study_key
 from actbench.compress import predict_saved_bytes
 from actbench.errors import OutputError, UsageError
 from actbench.models import operations
+from actbench.records.study import is_study, match_studies, read_study, study_key
 from actbench.scheme import Scheme
-from tests.analysis.studies import SCHEMES, job, study
 from tests.analysis.test_comparison import located
 from tests.report.records import measured
 from tests.runs.example import example_record
+from tests.studies.example import SCHEMES, job, study
 
 
 def written(path: Path, document: Any) -> Path:
@@ -146,7 +146,7 @@ def test_a_study_of_another_network_is_refused(changes: dict[str, Any]) -> None:
 
 
 def test_equal_jobs_give_equal_studies_and_the_users_generator_is_only_seeded() -> None:
-    from actbench.analysis.study import run_study
+    from actbench.studies.study import run_study
 
     torch.manual_seed(99)
     again = run_study(job(), [Scheme.parse("exact")], 3)

@@ -3,9 +3,10 @@
 from functools import cache
 from typing import Any
 
-from actbench.analysis.study import Study, run_study
+from actbench.records.study import Study
 from actbench.runs import Job
 from actbench.scheme import Scheme
+from actbench.studies.study import run_study
 from tests.runs.example import example_job
 
 SCHEMES = ("fp32", "exact", "blockwise", "blockwise-vm")

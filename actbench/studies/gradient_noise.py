@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actbench.analysis.bounds import LEAST_DRAWS
-from actbench.analysis.fixed_weights import FixedWeights
-from actbench.analysis.substitution import Substituted, unrounded
 from actbench.compress.saved import Kept
 from actbench.errors import ActbenchError
 from actbench.scheme import Scheme
+from actbench.studies.bounds import LEAST_DRAWS
+from actbench.studies.fixed_weights import FixedWeights
+from actbench.studies.substitution import Substituted, unrounded
 
 Squares = tuple[float, float, float]
 """‖ĝ - g‖², ‖g_P - g‖² and ‖ĝ - g_P‖² of one draw."""

@@ -18,14 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from actbench.analysis.fixed_weights import FixedWeights
-from actbench.analysis.substitution import Substituted, seen
 from actbench.compress.saved import Kept
 from actbench.quant import Packing, dequantize, quantize
 from actbench.quant.layout import Layout
 from actbench.quant.levels import clipped_normal_masses, expected_variance, level_table, uniform_variance
 from actbench.quant.packed import Packed
 from actbench.scheme import LEVELS, Scheme
+from actbench.studies.fixed_weights import FixedWeights
+from actbench.studies.substitution import Substituted, seen
 
 BINS: Final = 48
 """Of the histogram over [0, B]: a multiple of B for 2 bits, so that the levels lie on borders of bins."""

@@ -3,7 +3,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from actbench.analysis.knapsack import Option, choose, pareto
+from actbench.studies.knapsack import Option, choose, pareto
 
 
 def brute_force(groups: list[list[Option]], limit: float) -> float | None:
