@@ -11,8 +11,9 @@ from actbench.completing import COMPLETING
 from actbench.errors import DeviceError
 
 if not COMPLETING:
+    from actbench.doctor import examine
     from actbench.report import doctor_table, open_stderr, open_stdout
-    from actbench.runs import examine, resolve_device
+    from actbench.runs import resolve_device
 
 
 def doctor(

@@ -17,10 +17,11 @@ from actbench.errors import OutputError, UsageError
 if not COMPLETING:
     import torch
 
+    from actbench.benchmark import Shape, benchmark_kernels
     from actbench.quant import nvrtc
     from actbench.records import RecordFile
     from actbench.report import kernels_table, open_stderr, open_stdout, registers_table
-    from actbench.runs import Shape, benchmark_kernels, is_out_of_memory, resolve_device
+    from actbench.runs import is_out_of_memory, resolve_device
 
 _LARGEST = 2**33
 DEFAULT_SHAPES = ("169343x128", "89250x256")

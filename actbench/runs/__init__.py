@@ -4,11 +4,9 @@ from actbench.completing import COMPLETING
 
 if not COMPLETING:
     from actbench.runs.device import describe_device, require_device, resolve_device
-    from actbench.runs.doctor import examine
     from actbench.runs.experiments import EXPERIMENTS, Experiment
     from actbench.runs.grid import Listener, run_grid
     from actbench.runs.job import Job, digest_of, plan
-    from actbench.runs.kernels import Shape, benchmark_kernels
     from actbench.runs.measure import is_out_of_memory
 
 __all__ = [
@@ -16,11 +14,8 @@ __all__ = [
     "Experiment",
     "Job",
     "Listener",
-    "Shape",
-    "benchmark_kernels",
     "describe_device",
     "digest_of",
-    "examine",
     "is_out_of_memory",
     "plan",
     "require_device",

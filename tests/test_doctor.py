@@ -14,10 +14,10 @@ import torch
 from packaging.requirements import Requirement
 from torch import Tensor
 
+from actbench import benchmark, doctor
+from actbench.doctor import Finding, examine
 from actbench.meters import find_gpus
 from actbench.quant import keep_where, loops
-from actbench.runs import doctor, examine, kernels
-from actbench.runs.doctor import Finding
 
 # Nobody makes a file there, not even root.
 UNWRITABLE = Path("/proc/self")
@@ -56,7 +56,7 @@ def test_a_kernel_that_differs_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp
         out[-1, -1] += 1
         return out
 
-    monkeypatch.setattr(kernels, "keep_where", wrong)
+    monkeypatch.setattr(benchmark, "keep_where", wrong)
     document = examine("cpu", tmp_path, lambda _: None)
     assert not document["healthy"]
     (problem,) = (each for each in document["findings"] if each["state"] == "problem")

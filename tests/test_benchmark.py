@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from actbench import benchmark
+from actbench.benchmark import Shape, benchmark_kernels
 from actbench.errors import KernelError
 from actbench.quant import Projection, keep_where
-from actbench.runs import Shape, benchmark_kernels, kernels
 
 CPU = torch.device("cpu")
 # No multiple of 8 and, over 8, 26 columns: the last block, octet and byte are ragged.
@@ -67,21 +68,21 @@ def test_on_a_gpu_a_buffer_comes_round_when_no_cache_holds_it_any_more(monkeypat
     properties = types.SimpleNamespace(L2_cache_size=cache)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _device: properties)
     gpu = torch.device("cuda")
-    for case in kernels._cases(Shape(1024, 128), CPU):
-        inputs = kernels._rotated(case.inputs, case.moved_bytes, gpu)
+    for case in benchmark._cases(Shape(1024, 128), CPU):
+        inputs = benchmark._rotated(case.inputs, case.moved_bytes, gpu)
         assert len(inputs) * case.moved_bytes >= 4 * cache
-        assert not kernels._stays_in_cache(case.moved_bytes, gpu)
+        assert not benchmark._stays_in_cache(case.moved_bytes, gpu)
         assert len(inputs) >= len(case.inputs)
         places = [part.data_ptr() for each in inputs for part in each]
         assert len(places) == len(set(places))
         # The same values in turn, so that what was checked is what is timed.
         for number, each in enumerate(inputs):
             assert all(map(torch.equal, each, case.inputs[number % len(case.inputs)]))
-    assert kernels._rotated(case.inputs, case.moved_bytes, CPU) is case.inputs
-    for case in kernels._cases(Shape(16, 16), CPU):
+    assert benchmark._rotated(case.inputs, case.moved_bytes, CPU) is case.inputs
+    for case in benchmark._cases(Shape(16, 16), CPU):
         # Millions of buffers would be needed, and as many nodes of a graph.
-        assert len(kernels._rotated(case.inputs, case.moved_bytes, gpu)) == 64
-        assert kernels._stays_in_cache(case.moved_bytes, gpu)
+        assert len(benchmark._rotated(case.inputs, case.moved_bytes, gpu)) == 64
+        assert benchmark._stays_in_cache(case.moved_bytes, gpu)
 
 
 def test_the_bytes_that_must_move_are_those_of_paper_and_pencil(record: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ def test_the_bytes_that_must_move_are_those_of_paper_and_pencil(record: dict[str
 
 
 def test_eager_torch_does_the_same_mathematics() -> None:
-    for case in kernels._cases(SHAPE, CPU):
+    for case in benchmark._cases(SHAPE, CPU):
         inputs = case.inputs[0]
         ours, eager = case.ours(*inputs), case.eager(*inputs)
         if case.operation == "quantize rectified":
@@ -121,15 +122,15 @@ def test_eager_torch_does_the_same_mathematics() -> None:
 def _assert_rounds_to_a_neighbour(values: Tensor, packed: tuple[Tensor, ...], block_length: int) -> None:
     """What is read back is less than a level away, but for the rounding of minimum and scale to bfloat16."""
     codes, low, scale = packed[0], packed[1].flatten(), packed[2].flatten()
-    back = kernels._dequantize(codes, low, scale, values.numel(), block_length)
+    back = benchmark._dequantize(codes, low, scale, values.numel(), block_length)
     level = scale.float().max() * (1 + 3 * 2.0**-8) + low.float().abs().max() * 2.0**-8
     assert float((back - values.flatten()).abs().max()) <= float(level)
 
 
 def _assert_rounds_a_relu_to_a_neighbour(x: Tensor, packed: tuple[Tensor, ...]) -> None:
-    codes, scale = kernels._unpack_codes(packed[0], 2, x.numel()), packed[1]
+    codes, scale = benchmark._unpack_codes(packed[0], 2, x.numel()), packed[1]
     assert torch.equal(codes != 0, x.flatten() > 0)
-    back = kernels._dequantize_rectified(codes, scale, 128)
+    back = benchmark._dequantize_rectified(codes, scale, 128)
     level = float(scale.float().max()) * (1 + 3 * 2.0**-8)
     assert float((back - x.flatten().clamp(min=0)).abs().max()) <= level
 
@@ -141,7 +142,7 @@ def test_a_wrong_result_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         out[-1, -1] += 1
         return out
 
-    monkeypatch.setattr(kernels, "keep_where", wrong)
+    monkeypatch.setattr(benchmark, "keep_where", wrong)
     with pytest.raises(KernelError, match="ReLU backward of 37x203 does not give the reference's result"):
         benchmark_kernels([SHAPE], CPU, 1, False, lambda _: None)
 

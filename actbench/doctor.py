@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import torch
 from packaging.requirements import Requirement
 
+from actbench.benchmark import Shape, check_kernels
 from actbench.errors import KernelError
 from actbench.graphs import catalogue, present
 from actbench.home import home_folder
@@ -22,7 +23,6 @@ from actbench.meters import describe_environment, find_gpus, free_memory, usable
 from actbench.quant import loops
 from actbench.quant.sources import cupy_extra, cupy_requirement
 from actbench.runs.device import Device
-from actbench.runs.kernels import Shape, check_kernels
 
 SCHEMA_VERSION: Final = 1
 _CUPY: Final = ("cupy-cuda13x", "cupy-cuda12x")
