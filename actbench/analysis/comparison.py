@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from actbench.records import (
 from actbench.records.study import Study, match_studies, study_key
 from actbench.runs.grid import FINAL
 from actbench.scheme import Scheme
-from actbench.training import DEFAULTS, recipe_for
+from actbench.training import DEFAULTS
 
 KINDS: Final = ("layer", "linear", "batch_norm", "relu", "dropout", "attention", "metadata", "other")
 """Kept bytes are of inputs of recomputed layers, linear and batch-norm inputs, ReLUs, dropouts, attention, blocks'
@@ -139,7 +138,6 @@ class ComparedRow:
     paper: PaperFigures | None
     scheme: dict[str, Any]
     located: list[Located]
-    command: str
 
     @property
     def label(self) -> str:
@@ -424,7 +422,6 @@ def _row(
         paper=paper_figures(records[0]),
         scheme=records[0]["scheme"],
         located=located,
-        command=command_for(records),
     )
 
 
@@ -458,52 +455,6 @@ def _curve(ok: list[Record]) -> Curve | None:
     low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
     high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
     return Curve(means, low, high, len(runs))
-
-
-_OPTIONS: Final = {
-    "epochs": "--epochs",
-    "layers": "--layers",
-    "hidden": "--hidden",
-    "dropout": "--dropout",
-    "learning_rate": "--learning-rate",
-    "weight_decay": "--weight-decay",
-    "clip": "--clip",
-    "optimizer": "--optimizer",
-    "input_dropout": "--input-dropout",
-    "alpha": "--alpha",
-    "theta": "--theta",
-    "heads": "--heads",
-    "edge_dropout": "--edge-dropout",
-    "mask_rate": "--mask-rate",
-    "roots": "--roots",
-    "walk_length": "--walk-length",
-    "steps": "--steps",
-    "parts": "--parts",
-    "parts_per_batch": "--parts-per-batch",
-}
-_NONE_AS_0: Final = ("clip", "theta")
-_FLAGS: Final = {"batch_norm": "batch-norm", "residual": "residual", "labels_as_input": "labels-as-input"}
-
-
-def command_for(records: list[Record]) -> str:
-    """The `actbench run` that measures these runs of one scheme again."""
-    first = records[0]
-    recipe = DEFAULTS | first["recipe"]
-    usual = DEFAULTS | recipe_for(first["dataset"], first["model"], recipe["sampler"]).as_record()
-    words = ["actbench", "run", "--dataset", first["dataset"], "--model", first["model"]]
-    if recipe["sampler"] != "full":
-        words += ["--sampler", recipe["sampler"]]
-    words += ["--scheme", first["scheme"]["name"], "--seeds", str(max(r["seed"] for r in records) + 1)]
-    words += ["--device", first["environment"]["device"]]
-    words += [f"--{way}" for way in ("deterministic", "together") if first["environment"].get(way)]
-    for field, option in _OPTIONS.items():
-        absent = recipe.get(field) is None and field not in _NONE_AS_0
-        if field in recipe and recipe[field] != usual[field] and not absent:
-            words += [option, str(recipe[field] or 0)]
-    for field, flag in _FLAGS.items():
-        if field in recipe and recipe[field] != usual[field]:
-            words.append(f"--{flag}" if recipe[field] else f"--no-{flag}")
-    return shlex.join(words)
 
 
 # i-EXACT, Table 1; accuracy and speed as remembered, activation bytes from result files or the code's arithmetic.

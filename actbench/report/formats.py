@@ -22,6 +22,7 @@ from rich.text import Text
 from actbench.analysis.comparison import PEAKS, Cited, ComparedRow, Comparison, PaperFigures
 from actbench.analysis.warnings import Caution, find_cautions
 from actbench.records.study import Study
+from actbench.report.command import command_for
 from actbench.report.page import (
     Section,
     about,
@@ -346,7 +347,7 @@ def report_markdown(comparisons: Sequence[Comparison], language: Language) -> st
             for sheet in study_sheets(study, language):
                 lines += markdown_sheet(sheet, language, escape_markdown)
         lines += ["", f"#### {word('section.reproduce', language)}", ""]
-        lines += [f"    {row.command}" for row in comparison.rows]
+        lines += [f"    {_command(row)}" for row in comparison.rows]
         lines += ["", f"#### {word('section.sources', language)}", ""]
         lines += [f"- {escape_markdown(f'{row.label}: {sources_text(row)}')}" for row in comparison.rows]
         lines.append("")
@@ -453,6 +454,10 @@ CSV_FIELDS: Final = (
 """One line a row, bytes and ratios as measured; what is unknown is empty."""
 
 
+def _command(row: ComparedRow) -> str:
+    return command_for([each.record for each in row.located])
+
+
 def report_csv(comparisons: Sequence[Comparison]) -> str:
     """Every row as one line of `CSV_FIELDS`."""
     buffer = io.StringIO()
@@ -495,7 +500,7 @@ def _flat(comparison: Comparison, row: ComparedRow) -> dict[str, Any]:
         "timed_epochs": len(row.epoch_seconds),
         "gradient_noise": row.gradient_noise,
         "sources": sources_text(row),
-        "command": row.command,
+        "command": _command(row),
     }
     for kind, field in PEAKS.items():
         values |= {field: row.peaks[kind].value_bytes, f"{field}_ratio": row.peaks[kind].ratio}
@@ -560,7 +565,7 @@ def _json_row(row: ComparedRow) -> dict[str, Any]:
         "gradient_noise_error": row.gradient_noise_error,
         "bytes_by_kind": row.kinds,
         "paper": asdict(row.paper) if row.paper else None,
-        "command": row.command,
+        "command": _command(row),
         "records": [asdict(each.source) | _json_run(each.record) for each in row.located],
     }
 
@@ -678,7 +683,7 @@ def _html_row(number: int, row: ComparedRow, every: list[Column]) -> dict[str, A
             {"text": column.text(row), "value": column.value(row), "left": column.key in ("scheme", "runs")}
             for column in every
         ],
-        "command": row.command,
+        "command": _command(row),
         "runs": [_html_run(each.record) | {"source": str(each.source)} for each in row.located],
     }
 

@@ -11,7 +11,6 @@ from actbench.analysis.comparison import (
     Located,
     Source,
     bytes_by_kind,
-    command_for,
     compare,
     paper_figures,
     pareto_front,
@@ -22,6 +21,7 @@ from actbench.cli.main import main
 from actbench.errors import OutputError, UsageError
 from actbench.models import Model
 from actbench.records import RecordFile
+from actbench.report.command import command_for
 from actbench.runs import Job
 from actbench.training import Recipe, Sampler, recipe_for
 from tests.runs.example import ENVIRONMENT, example_record

@@ -16,12 +16,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from actbench.analysis import Settings, check_records, summarise
-from actbench.analysis.comparison import command_for
 from actbench.cli.main import main
 from actbench.errors import UsageError
 from actbench.models import Network
 from actbench.quant import ordered, reference
 from actbench.records import MACHINE_FIELDS, identity, machine
+from actbench.report.command import command_for
 from actbench.runs import Job
 from actbench.runs import execute as execute_module
 from actbench.runs.execute import execute
