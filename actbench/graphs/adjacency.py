@@ -63,12 +63,12 @@ def looped_adjacency(edge_index: Tensor, nodes: int) -> Tensor:
 def _transposed_csr(edge_index: Tensor, values: Tensor, nodes: int) -> Tensor:
     from torch_geometric.utils import to_torch_csr_tensor
 
-    # Torch warns unless told whether to check.
-    with warnings.catch_warnings(), torch.sparse.check_sparse_tensor_invariants(True):
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+        # Below they are checked; torch's switch for all tensors would be left on where two threads turn it at once.
+        warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled", UserWarning)
         adjacency: Tensor = to_torch_csr_tensor(edge_index.flip(0), values, size=(nodes, nodes))
-        if values.numel() > torch.iinfo(torch.int32).max:
-            return adjacency
         # MKL and cuSPARSE work on 32-bit indices: the product is up to twice as fast, the graph half as large.
-        rows, columns = adjacency.crow_indices().int(), adjacency.col_indices().int()
-        return torch.sparse_csr_tensor(rows, columns, adjacency.values(), adjacency.shape)
+        index = torch.int64 if values.numel() > torch.iinfo(torch.int32).max else torch.int32
+        rows, columns = adjacency.crow_indices().to(index), adjacency.col_indices().to(index)
+        return torch.sparse_csr_tensor(rows, columns, adjacency.values(), adjacency.shape, check_invariants=True)

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,3 +68,12 @@ def test_ones_for_every_edge_and_loop(edge_index: Tensor) -> None:
     found = looped_adjacency(edge_index, NODES)
     assert torch.equal(found.to_dense().double(), dense(edge_index).fill_diagonal_(1))
     assert found.values().dtype == torch.uint8
+
+
+def test_threads_that_make_adjacencies_leave_torchs_checks_as_they_were() -> None:
+    edges = torch.randint(0, 500, (2, 4000), generator=torch.Generator().manual_seed(1))
+    edges = torch.unique(torch.cat((edges, edges.flip(0)), 1), dim=1)
+    assert not torch.sparse.check_sparse_tensor_invariants.is_enabled()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: mean_adjacency(edges, 500), range(64)))
+    assert not torch.sparse.check_sparse_tensor_invariants.is_enabled()

@@ -219,7 +219,7 @@ def test_sparse_products_are_the_reference(width: int, index: torch.dtype) -> No
 
 def test_torchs_products_have_one_order_while_one_is_asked_for() -> None:
     crow, col, values = parity.make_csr(5_011, 5_011, 1, torch.int32)
-    matrix = torch.sparse_csr_tensor(crow, col, values, (5_011, 5_011)).cuda()
+    matrix = torch.sparse_csr_tensor(crow, col, values, (5_011, 5_011), check_invariants=False).cuda()
     x, g = torch.randn(5_011, 64, device="cuda"), torch.randn(5_011, 64, device="cuda")
     expected = reference.sparse_product(matrix.crow_indices(), matrix.col_indices(), matrix.values(), x)
     gradients = []
