@@ -46,6 +46,7 @@ class Table:
     device: str
     device_name: str
     deterministic: bool
+    together: bool
     recipe: dict[str, Any]
     peak: str
     seeds: int
@@ -85,6 +86,7 @@ def _table(records: list[dict[str, Any]], reference_name: str) -> Table:
         device=first["environment"]["device"],
         device_name=first["environment"]["device_name"],
         deterministic=bool(first["environment"].get("deterministic")),
+        together=bool(first["environment"].get("together")),
         recipe=first["recipe"],
         peak=peak,
         seeds=len({r["seed"] for r in records}),

@@ -86,7 +86,7 @@ def _title(table: Table) -> str:
     return (
         f"{table.dataset}{generated} · {model_text(table.model, recipe)} {recipe['layers']} x {recipe['hidden']} · "
         f"{recipe['epochs']} epoch{'s' if recipe['epochs'] > 1 else ''} · {table.device_name}"
-        f"{' · deterministic' if table.deterministic else ''}"
+        f"{' · deterministic' if table.deterministic else ''}{' · in one process' if table.together else ''}"
     )
 
 

@@ -1,7 +1,5 @@
 import json
-import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,8 @@ from actbench.analysis.comparison import (
     read_located,
     resolve_reference,
 )
-from actbench.cli.main import main
 from actbench.errors import OutputError, UsageError
-from actbench.models import Model
 from actbench.records import RecordFile
-from actbench.report.command import command_for
-from actbench.runs import Job
-from actbench.training import Recipe, Sampler, recipe_for
 from tests.runs.example import ENVIRONMENT, example_record
 
 
@@ -276,58 +269,3 @@ def test_attentions_bytes_are_a_kind_of_their_own() -> None:
     entries = [("edge_softmax", "float32"), ("aggregate", "uint8"), ("aggregate", "bfloat16"), ("linear", "uint8")]
     ledger = [{"operation": o, "call": 1, "shape": [9], "dtype": d, "saved_bytes": 9} for o, d in entries]
     assert bytes_by_kind(example_record("exact", ledger=ledger)) == {"linear": 9, "attention": 18, "metadata": 9}
-
-
-def test_the_command_repeats_the_recipe() -> None:
-    record = example_record("blockwise:bits=4", 2)
-    record["recipe"] = record["recipe"] | {"clip": None, "batch_norm": False, "learning_rate": 0.003}
-    words = shlex.split(command_for([record, example_record("blockwise:bits=4")]))
-    options = dict(zip(words[2::2], words[3::2], strict=False))
-    assert words[:2] == ["actbench", "run"]
-    assert options["--scheme"] == "blockwise:bits=4"
-    assert options["--seeds"] == "3"
-    repeated = recipe_for(options["--dataset"], "sage").overridden(
-        epochs=int(options["--epochs"]),
-        hidden=int(options["--hidden"]),
-        learning_rate=float(options["--learning-rate"]),
-        clip=float(options["--clip"]),
-        batch_norm=not words.count("--no-batch-norm"),
-    )
-    assert repeated.as_record() == record["recipe"]
-    assert "'my data.npz'" in command_for([example_record(dataset="my data.npz")])
-
-
-@pytest.mark.parametrize(
-    ("dataset", "model", "sampler", "values"),
-    [
-        ("arxiv", "gat", "full", {"labels_as_input": False, "edge_dropout": 0.0, "optimizer": "adam"}),
-        ("arxiv", "gat", "full", {"mask_rate": 0.25, "heads": 2, "input_dropout": 0.0}),
-        ("flickr", "gcnii", "full", {"theta": 0.0, "residual": True, "alpha": 0.2}),
-        ("arxiv", "gcnii", "saint", {"residual": False, "roots": 7, "walk_length": 1, "steps": 2}),
-        ("flickr", "sage", "cluster", {"parts": 9, "parts_per_batch": 2, "input_dropout": 0.5}),
-        ("cora", "gcn", "full", {}),
-    ],
-)
-def test_the_command_repeats_the_recipe_of_every_system(
-    dataset: str,
-    model: Model,
-    sampler: Sampler,
-    values: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    """Through the command line itself, up to the moment before anything is measured."""
-    recipe = recipe_for(dataset, model, sampler).overridden(**values)
-    words = shlex.split(command_for([example_record(dataset=dataset, model=model, recipe=recipe.as_record())]))
-    found: list[Recipe] = []
-
-    def stop(job: Job, *_: Any) -> list[Job]:
-        found.append(job.recipe)
-        raise UsageError("far enough")
-
-    monkeypatch.setattr("actbench.cli.run.plan", stop)
-    monkeypatch.setattr("actbench.cli.run.make_present", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", [*words, "--output", str(tmp_path / "runs.jsonl")])
-    with pytest.raises(SystemExit):
-        main()
-    assert found == [recipe]
