@@ -99,7 +99,7 @@ def caution_sentence(caution: Caution, comparison: Comparison) -> Sentence:
 
 def table_notes(comparison: Comparison) -> list[Sentence]:
     """What must be known to read the comparison's table."""
-    devices = {place.device for place in comparison.machines}
+    devices = {place.device for place in comparison.machines} if comparison.peaks else set()
     keys = ["note.activation", *(f"note.peak.{device}" for device in sorted(devices & {"cpu", "cuda"}))]
     keys += ["note.sampled"] if comparison.recipe.get("sampler", "full") != "full" else []
     keys += ["note.score", "note.speed"]

@@ -108,9 +108,12 @@ def _notes(table: Table) -> list[str]:
     whole = "host memory of the process, interpreter and libraries included"
     if table.device == "cuda":
         whole = "device memory that tensors took"
+    peak = f"Whole peak: {whole}, after warm-up."
+    if table.together and table.device == "cpu":
+        peak = "Whole peak: not known of runs that share a process."
     notes = [
         "Activations: bytes kept for backward after the model's forward pass, without parameters and graph data.",
-        f"Whole peak: {whole}, after warm-up. Score: at the best validation epoch.",
+        f"{peak} Score: at the best validation epoch.",
     ]
     notes += [
         f"{row.scheme}: {mebibytes_text(row.host_bytes)} MiB of activations lie in host memory beside those above."
