@@ -188,7 +188,7 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
     else:
         try:
             tensor.untyped_storage().data_ptr()
-        except (RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:
             raise UsageError(
                 f"the ledger cannot count a {type(tensor).__name__} of layout {tensor.layout}, whose memory it cannot "
                 "find: keep that part of the model outside of the ledger."
