@@ -11,8 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from actbench.quant.cpu import compile_loops
 from actbench.records import Record
@@ -45,12 +44,12 @@ def execute(job: Job, environment: dict[str, Any], report: Callable[[dict[str, A
     The child is killed if this call is interrupted. `environment` stands in such a record, since the child did not
     live to tell its own.
     """
-    with Child(job) as child:
+    with contextlib.closing(Child(job)) as child:
         return child.measure(job, environment, report)
 
 
 class Together:
-    """Measures jobs one after the other in one process, whose start is paid once; a context.
+    """Measures jobs one after the other in one process, whose start is paid once.
 
     A job that does not end well has the next one begin another process: it may have left the GPU unusable.
     """
@@ -58,19 +57,11 @@ class Together:
     def __init__(self) -> None:
         self._child: Child | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
     def execute(self, job: Job, environment: dict[str, Any], report: Callable[[dict[str, Any]], None]) -> Record:
         """As `execute`, but for the process; of jobs that are alike in `deterministic`."""
         if self._child is not None and self._child.has_ended:
             # Nothing that this job did.
-            self._end()
+            self.close()
         if self._child is None:
             self._child = Child(job)
         well = False
@@ -79,17 +70,18 @@ class Together:
             well = record["status"] == "ok"
         finally:
             if not well:
-                self._end()
+                self.close()
         return record
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """End the process, if there is one."""
         child, self._child = self._child, None
         if child is not None:
-            child.end()
+            child.close()
 
 
 class Child:
-    """A process that measures jobs on a device like that of its first; a context, at whose end it is killed."""
+    """A process that measures jobs on a device like that of its first, until it is closed."""
 
     def __init__(self, job: Job) -> None:
         if job.device == "cpu" and (job.scheme.compresses or job.together):
@@ -108,20 +100,12 @@ class Child:
             start_new_session=True,
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.end()
-
     @property
     def has_ended(self) -> bool:
         """Whether the process is gone."""
         return self._process.poll() is not None
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Kill the process if it is still there, and let go of what belongs to it."""
         process = self._process
         if process.poll() is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import Any, Protocol
 
 from actbench.records import Record, RecordFile, identity, unusable_field
@@ -46,7 +47,7 @@ def run_grid(
     is measuring comes last, when that one has ended. Each job has a process of its own, but for
     those that are measured together, which share one.
     """
-    with Together() as company:
+    with closing(Together()) as company:
         elsewhere = []
         for job in jobs:
             record = _measure(job, file, environment, fresh, listener, company, wait=False)

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import types
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -269,7 +270,7 @@ def test_a_job_runs_in_a_process_of_its_own() -> None:
 
 def test_jobs_together_are_measured_one_after_the_other_in_one_process() -> None:
     jobs = [replace(example_job(scheme, epochs=2), together=True) for scheme in ("exact", "fp32", "derived")]
-    with Together() as company:
+    with closing(Together()) as company:
         records = [company.execute(job, ENVIRONMENT, ignore) for job in jobs]
         assert company._child is not None
         worker = company._child._process
@@ -301,7 +302,7 @@ def test_after_a_job_that_did_not_end_well_another_process_begins(monkeypatch: p
         "    print(json.dumps({'record': {'status': status, 'process': os.getpid()}}), flush=True)\n"
     )
     stand_in(monkeypatch, worker)
-    with Together() as company:
+    with closing(Together()) as company:
         jobs = [replace(example_job(seed=seed), together=True) for seed in (0, 3, 1, 4, 2, 5)]
         records = [company.execute(job, ENVIRONMENT, ignore) for job in jobs]
     assert [record["status"] for record in records] == ["ok", "ok", "killed", "ok", "error", "ok"]
@@ -323,7 +324,7 @@ def test_a_job_is_blamed_for_nothing_that_happened_before_it(monkeypatch: pytest
     )
     stand_in(monkeypatch, worker)
     jobs = [replace(example_job(seed=seed), together=True) for seed in range(3)]
-    with Together() as company:
+    with closing(Together()) as company:
         first = company.execute(jobs[0], ENVIRONMENT, ignore)
         os.kill(first["process"], 9)
         assert company._child is not None
