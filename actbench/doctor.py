@@ -21,7 +21,7 @@ from actbench.graphs import catalogue, present
 from actbench.home import home_folder
 from actbench.meters import describe_environment, find_gpus, free_memory, usable_cores, watch_process
 from actbench.quant import loops
-from actbench.quant.sources import cupy_extra, cupy_requirement
+from actbench.quant.sources import cupy_extra, cupy_version_problem
 from actbench.runs.device import Device
 
 SCHEMA_VERSION: Final = 1
@@ -105,11 +105,10 @@ def _cupy() -> Finding:
     # Without a GPU nothing asks for CuPy.
     state: Literal["warning", "problem"] = "problem" if torch.cuda.is_available() else "warning"
     if installed == [fitting]:
-        wanted, found = cupy_requirement(cuda), _version(fitting) or ""
-        if wanted is None or wanted.specifier.contains(found, prereleases=True):
+        problem = cupy_version_problem(cuda)
+        if problem is None:
             return Finding("versions", "CuPy", f"{value}, fits torch's CUDA {cuda}")
-        remedy = f"The kernels are not made for {fitting} {found}: pip install '{fitting}{wanted.specifier}'."
-        return Finding("versions", "CuPy", value, state, remedy)
+        return Finding("versions", "CuPy", value, state, f"{problem[0].upper()}{problem[1:]}.")
     if installed:
         others = " ".join(name for name in installed if name != fitting)
         remedy = f"torch is built for CUDA {cuda}, which {others} does not fit: pip uninstall {others}, then {install}."

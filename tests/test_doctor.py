@@ -17,7 +17,7 @@ from torch import Tensor
 from actbench import benchmark, doctor
 from actbench.doctor import Finding, examine
 from actbench.meters import find_gpus
-from actbench.quant import keep_where, loops
+from actbench.quant import keep_where, loops, sources
 
 # Nobody makes a file there, not even root.
 UNWRITABLE = Path("/proc/self")
@@ -88,7 +88,7 @@ def test_kernels_that_do_not_run_are_a_problem(monkeypatch: pytest.MonkeyPatch) 
         ("13.0", {"cupy-cuda13x": "14.1"}, True, "ok", ""),
         ("12.8", {"cupy-cuda12x": "14.1"}, True, "ok", ""),
         ("12.8", {"cupy-cuda12x": "13.6.0"}, True, "problem", "pip install 'cupy-cuda12x<15,>=14.1'"),
-        ("13.0", {"cupy-cuda13x": "15.0"}, False, "warning", "The kernels are not made for cupy-cuda13x 15.0"),
+        ("13.0", {"cupy-cuda13x": "15.0"}, False, "warning", "The kernels are not made for CuPy 15.0"),
         ("13.0", {}, True, "problem", "is not installed: pip install 'actbench[cuda13]'."),
         ("12.8", {}, True, "problem", "is not installed: pip install 'actbench[cuda12]'."),
         ("12.8", {"cupy-cuda13x": "14.1"}, True, "problem", "cupy-cuda13x, then pip install 'actbench[cuda12]'"),
@@ -102,6 +102,7 @@ def test_cupy_beside_the_cuda_of_torch(
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(doctor, "_version", installed.get)
+    monkeypatch.setattr(sources, "version", installed.get)
     one = doctor._cupy()
     assert one.state == state
     assert says in (one.remedy or "")
