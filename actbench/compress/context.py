@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from actbench.compress.derivation import Derivation
-from actbench.compress.interception import Compression, open_compressions, own_seed, uncompiled
+from actbench.compress.interception import Compression, open_compressions, own_seed
 from actbench.compress.offload import Offload
 from actbench.compress.recomputation import Output, recompute
+from actbench.compress.torch_internals import uncompiled
 from actbench.errors import SchemeError
 from actbench.scheme import Scheme
 

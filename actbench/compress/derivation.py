@@ -46,18 +46,25 @@ from actbench.compress.interception import (
     compress_relu,
     compress_sparse_product,
     compressible,
-    in_checkpoint,
     is_layer,
-    run_as_written,
-    uncompiled,
 )
-from actbench.compress.known import Known, version_of
+from actbench.compress.known import Known
 from actbench.compress.ledger import before_closing
 from actbench.compress.norms import BatchNormInUnits, LayerNorm, Normalized
 from actbench.compress.products import content_of
 from actbench.compress.saved import Keeping, Kept, is_smaller, keeps_seed
 from actbench.compress.stands import Stand
 from actbench.compress.tensors import has_memory, tensors_in
+from actbench.compress.torch_internals import (
+    base_of,
+    in_checkpoint,
+    is_view,
+    is_watched,
+    run_as_written,
+    uncompiled,
+    unmoded,
+    version_of,
+)
 from actbench.quant import Rectifier, dense_sum
 from actbench.scheme import Scheme
 
@@ -156,7 +163,7 @@ class Derivation(Compression):
     def held_of(self, x: Tensor) -> Held | None:
         """What is held of `x` or of what it is a mere reshaping of."""
         held: Held | None = self.held.get(x)
-        base = x._base
+        base = base_of(x)
         if held is None and base is not None and base.numel() == x.numel() and x.is_contiguous():
             # A CSR matrix is the base of its values and has no such question.
             held = self.held.get(base) if base.layout == torch.strided and base.is_contiguous() else None
@@ -222,7 +229,7 @@ class Derivation(Compression):
         if normed.late is not None:
             return
         # This very mode must not take what is done here for a use of y.
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with unmoded(), torch.no_grad():
             rows, width = y.shape
             normed.kept = Kept.of(rows, width, y.dtype, self.scheme, self.noise(), 1, normed.name, self.watch)
             packed = normed.kept.pack((y.float() - normed.bias).div_(normed.weight))
@@ -293,16 +300,11 @@ def _tells(weight: Tensor, bias: Tensor, inverse_std: Tensor, eps: float) -> boo
     return bool((spread * _TELLING >= (size + bias.detach().abs()).max()).all())
 
 
-def _is_watched(x: Tensor) -> bool:
-    """Whether somebody wants to see the gradient by `x`, which must then come by it and not by a tie."""
-    return bool(x._backward_hooks) or x.retains_grad
-
-
 def _linear(
     mode: Derivation, func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Tensor | None:
     factors = mode.aggregated.get(input)
-    if factors is None or not is_layer(weight, bias) or _is_watched(input):
+    if factors is None or not is_layer(weight, bias) or is_watched(input):
         return compress_linear(mode, func, input, weight, bias)
     adjacency, x, reduce, versions, content, of_data = factors
     if versions != (version_of(adjacency), version_of(x)):
@@ -375,10 +377,10 @@ def _batch_norm(
 def _relu(mode: Derivation, func: Callable[..., Tensor], input: Tensor, inplace: bool = False) -> Tensor | None:
     if not (compressible(input) and input.requires_grad):
         return None
-    if inplace and input._is_view():
+    if inplace and is_view(input):
         # Of a function that changes a view torch allows no second result.
         return compress_relu(mode, func, input, inplace)
-    entry: list[Any] = [None, None] if _is_watched(input) else mode.normed.get(input) or [None, None]
+    entry: list[Any] = [None, None] if is_watched(input) else mode.normed.get(input) or [None, None]
     tie, normed = entry
     rectified, codes = mode.rectify(input)
     onward = None
@@ -450,7 +452,7 @@ def _dropout(
         mode.hold(out, (DroppedOut(AsIs(content), mask), (input, of_mask)))
         return out
     tied, held = mode.tied.pop(input), mode.held.get(input)
-    if tied is None or held is None or _is_watched(input):
+    if tied is None or held is None or is_watched(input):
         return compress_dropout(mode, func, input, p, training, inplace)
     tie, knot = tied
     inner, packed = held

@@ -18,7 +18,6 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.utils.weak import TensorWeakRef
 
 from actbench.compress.first_order import first_order
 from actbench.compress.functions import DrawnMask
@@ -26,6 +25,7 @@ from actbench.compress.norms import Normalized, batch_norm_backward
 from actbench.compress.products import content_of, looked_at_product
 from actbench.compress.saved import Keeping, Kept, Watch
 from actbench.compress.stands import Stand, pass_relu
+from actbench.compress.torch_internals import TensorWeakRef, backward_pass, version_of
 from actbench.errors import UsageError
 from actbench.quant import Dropped, RectifiedCodes, Rectifier, dense_sum, scale_where
 
@@ -134,11 +134,11 @@ class Knot(Generic[What]):
 
     def leave(self, what: What) -> None:
         """For the next along the tie."""
-        self._left[torch._C._current_graph_task_id()] = what
+        self._left[backward_pass()] = what
 
     def take(self) -> What:
         """What was left, once."""
-        return self._left.pop(torch._C._current_graph_task_id())
+        return self._left.pop(backward_pass())
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Given:
     @staticmethod
     def of(gradient: Tensor) -> Given:
         """Of a gradient that nobody else has seen yet."""
-        return Given(gradient.data_ptr(), gradient._version)
+        return Given(gradient.data_ptr(), version_of(gradient))
 
 
 Dropping = Knot[tuple[Dropped, bool]]

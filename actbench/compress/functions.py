@@ -18,6 +18,7 @@ from actbench.compress.first_order import first_order
 from actbench.compress.products import Symmetry, looked_at_product, transposed_product
 from actbench.compress.saved import Keeping
 from actbench.compress.stands import Stand
+from actbench.compress.torch_internals import leaky_relu, unviewed
 from actbench.quant import draw_mask, keep_where, pack_mask, pack_positive, scale_where, unpack_mask
 
 
@@ -44,9 +45,8 @@ class Linear(Function):
         # As FP32: a weight that nobody reads may be stepped before backward.
         ctx.save_for_backward(weight if x.requires_grad else None, *packed)
         out = product(*operands)
-        # On more than two dimensions F.linear returns a view, which torch lets nobody change in place after a function
-        # of ours; stock it does.
-        return torch.ops.aten._unsafe_view(out, out.shape) if out._is_view() else out
+        # On more than two dimensions F.linear returns a view.
+        return unviewed(out)
 
     @staticmethod
     @first_order
@@ -134,8 +134,7 @@ class LeakyRelu(Function):
         ctx.save_for_backward(pack_mask(x > 0))
         if inplace:
             ctx.mark_dirty(x)
-            return torch._C._nn.leaky_relu_(x, slope)
-        return torch._C._nn.leaky_relu(x, slope)
+        return leaky_relu(x, slope, inplace)
 
     @staticmethod
     @first_order

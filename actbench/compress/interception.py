@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import sys
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from functools import cache, wraps
+from functools import cache
 from types import TracebackType
-from typing import Any, ClassVar, Final, Self, TypeVar, cast
+from typing import Any, ClassVar, Final, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +19,6 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from actbench.compress.attention import Aggregate, Edges, aggregate, choose_edges, drop_edges
 from actbench.compress.autocast import Autocast, is_sparse_product, whole_product
@@ -31,6 +28,16 @@ from actbench.compress.offload import Offload
 from actbench.compress.saved import Keeping, Kept, Noise, Watch, is_smaller, keeps_seed
 from actbench.compress.stands import Stand
 from actbench.compress.tensors import has_memory, is_parameter, tensors_in
+from actbench.compress.torch_internals import (
+    WeakTensorKeyDictionary,
+    backward_pass,
+    base_of,
+    in_checkpoint,
+    in_transform,
+    is_view,
+    run_as_written,
+    uncompiled,
+)
 from actbench.compress.witness import Witness
 from actbench.errors import UsageError
 from actbench.quant import pack_mask
@@ -42,7 +49,6 @@ _GOLDEN: Final = 0x9E3779B97F4A7C15
 _RANKS_APART: Final = 2**40
 _contexts = itertools.count()
 _open = threading.local()
-Uncompiled = TypeVar("Uncompiled", bound=Callable[..., Any])
 
 
 class Compression(TorchFunctionMode):
@@ -166,7 +172,8 @@ class Compression(TorchFunctionMode):
 
     def made(self, x: Tensor) -> bool:
         """Whether `x`, which needs no gradient, was made inside: no data that stays anyway."""
-        return x in self._made or (x._base is not None and x._base in self._made)
+        base = base_of(x)
+        return x in self._made or (base is not None and base in self._made)
 
     def is_data(self, x: Tensor) -> bool:
         """Whether `x` stays anyway: it needs no gradient and was there before."""
@@ -180,7 +187,7 @@ class Compression(TorchFunctionMode):
     def _is_new(self, func: Callable[..., Any], out: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether `out` is a tensor of its own, and neither an argument nor a view of data."""
         taken = tensors_in((*args, *kwargs.values()))
-        if not has_memory(out) or out._is_view() or any(out is each for each in taken):
+        if not has_memory(out) or is_view(out) or any(out is each for each in taken):
             return False
         return func is not Tensor.detach or args[0].requires_grad or self.made(args[0])
 
@@ -292,37 +299,6 @@ def _rank() -> int:
     return group.get_rank() if group.is_available() and group.is_initialized() else 0
 
 
-def uncompiled(function: Uncompiled) -> Uncompiled:
-    """`function`, which torch.compile breaks its graph at and looks neither into nor at what it calls."""
-
-    @wraps(function)
-    def call(*arguments: Any, **named: Any) -> Any:
-        called = _disabled(function) if "torch._dynamo" in sys.modules else function
-        return called(*arguments, **named)
-
-    # What torch.compiler.disable sets, whose import takes a second and some 100 MiB; it alone hides the calls inside.
-    call._torchdynamo_disable = True  # type: ignore[attr-defined]
-    run_as_written(call)
-    return cast(Uncompiled, call)
-
-
-def run_as_written(function: Callable[..., Any]) -> None:
-    """Let torch.compile compile neither `function` nor what it calls where torch calls it by itself.
-
-    It would compile it anew for every kind of call, up to its limit.
-    """
-    dynamo: Any = torch._C._dynamo.eval_frame
-    if hasattr(dynamo, "set_code_exec_strategy"):
-        skipped = dynamo._FrameExecStrategy(dynamo._FrameAction.SKIP, dynamo._FrameAction.SKIP)
-        dynamo.set_code_exec_strategy(function.__code__, skipped)
-
-
-@cache
-def _disabled(function: Callable[..., Any]) -> Callable[..., Any]:
-    disabled: Callable[..., Any] = torch.compiler.disable(function)
-    return disabled
-
-
 @uncompiled
 def _refuse_unentered(mode: Compression) -> None:
     """Torch.compile makes a context of what it compiles active and does not enter it: nothing would be compressed."""
@@ -349,19 +325,11 @@ def _compresses_here(mode: Compression) -> bool:
         return False
     # Run again in backward (torch.utils.checkpoint), a call would be packed with noise of its own and read with that of
     # the first time. Kept as it is, torch sees that it is not what was kept then.
-    if torch._C._current_graph_task_id() != -1 or in_checkpoint():
+    if backward_pass() != -1 or in_checkpoint():
         return False
-    # Functions of ours have no forward-mode derivative.
-    if torch.autograd.forward_ad._current_level >= 0:
-        return False
-    # A transform of torch.func has tensors without memory, which the quantizer cannot read.
-    return torch._C._functorch.peek_interpreter_stack() is None
-
-
-def in_checkpoint() -> bool:
-    """Whether what is called now is covered by torch.utils.checkpoint without reentrance: it runs again in backward."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is not None and getattr(hooks[0], "__module__", "") == checkpoint.__module__
+    # Functions of ours have no forward-mode derivative, and a transform of torch.func has tensors without memory, which
+    # the quantizer cannot read.
+    return not in_transform()
 
 
 def _fits(handler: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

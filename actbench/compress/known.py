@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from actbench.compress.torch_internals import WeakTensorKeyDictionary, version_of
 
 
 class Known:
@@ -38,8 +39,3 @@ class Known:
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often `tensor` was changed in place; 0 for one of inference mode, which does not count and cannot be kept."""
-    return 0 if tensor.is_inference() else tensor._version

@@ -13,11 +13,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from actbench.compress.offload import innermost_offload
+from actbench.compress.torch_internals import StorageWeakRef, is_traceable_wrapper_subclass, unmoded
 from actbench.errors import UsageError
 
 _open = threading.local()
@@ -46,7 +45,7 @@ class Ledger:
 
     def __init__(self, exclude: Iterable[Tensor] = (), beyond: Ledger | None = None) -> None:
         # The looking must not be mistaken for what is looked at.
-        with torch._C.DisableTorchFunction():
+        with unmoded():
             self._excluded = {part.untyped_storage().data_ptr() for tensor in exclude for part in _parts(tensor)}
         self._beyond = beyond._counted if beyond else {}
         self._counted: dict[int, tuple[StorageWeakRef, Saved]] = {}
@@ -85,7 +84,7 @@ class Ledger:
             )
 
     def _record(self, tensor: Tensor) -> Tensor:
-        with torch._C.DisableTorchFunction():
+        with unmoded():
             self._count(tensor)
             # An operation's own output, handed back as it is, would keep its graph alive in a cycle for ever.
             return tensor.detach()

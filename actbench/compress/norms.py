@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from actbench.compress import torch_internals
 from actbench.compress.first_order import first_order
 from actbench.compress.saved import Kept
+from actbench.compress.torch_internals import batch_norm
 
 
 @dataclass
@@ -40,15 +42,11 @@ class Normalized:
         momentum: float,
         eps: float,
     ) -> Normalized:
-        """By what F.batch_norm itself dispatches to, which also returns what backward needs.
-
-        It picks the same library (native, cuDNN, MIOpen).
-        """
+        """By what F.batch_norm itself dispatches to."""
         with torch.no_grad():
-            out, *rest = torch.ops.aten._batch_norm_impl_index(
-                x, weight, bias, running_mean, running_var, training, momentum, eps, torch.backends.cudnn.enabled
-            )
-        return Normalized([out], *rest)
+            statistics = running_mean, running_var, training, momentum, eps
+            out, mean, inverse_std, reserve, library = batch_norm(x, weight, bias, *statistics)
+        return Normalized([out], mean, inverse_std, reserve, library)
 
 
 class BatchNorm(Function):
@@ -83,7 +81,7 @@ class BatchNorm(Function):
         weight, running_mean, running_var, mean, inverse_std, reserve, *packed = ctx.saved_tensors
         x = ctx.kept.recover(tuple(packed)).view(ctx.shape)
         needed = _needed(ctx)
-        gradients = torch.ops.aten._batch_norm_impl_index_backward(
+        gradients = torch_internals.batch_norm_backward(
             ctx.implementation,
             x,
             gradient.contiguous(),

@@ -12,7 +12,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
+
+from actbench.compress.torch_internals import StorageWeakRef, unmoded, version_of
 
 _open = threading.local()
 
@@ -63,7 +64,7 @@ class Offload:
     def pack(self, tensor: Tensor) -> Any:
         """A tensor that stays, or where its copy is and how it looks."""
         # What copies must not be mistaken for the model's own.
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with unmoded(), torch.no_grad():
             plain = tensor.layout == torch.strided and not (tensor.is_conj() or tensor.is_neg())
             if tensor.device.type != self.source or not plain or tensor.numel() == 0:
                 return tensor.detach()
@@ -72,7 +73,7 @@ class Offload:
                 # An operation's own output, handed back as it is, would keep its graph alive in a cycle for ever.
                 return tensor.detach()
             self.found = True
-            key = storage.data_ptr(), tensor._version
+            key = storage.data_ptr(), version_of(tensor)
             reference, known = self._known.get(key, (None, None))
             copy = known() if known is not None and reference is not None and not reference.expired() else None
             if copy is None:
@@ -87,7 +88,7 @@ class Offload:
         if isinstance(packed, Tensor):
             return packed
         copy, dtype, size, stride, offset = packed
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with unmoded(), torch.no_grad():
             storage = copy.wait()
             before = copy.before() if copy.before else None
             if before is not None:

@@ -10,12 +10,12 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn import Module
 from torch.utils.checkpoint import checkpoint
 
 from actbench.compress.functions import generator_of
 from actbench.compress.ledger import labelled
+from actbench.compress.torch_internals import unseen_writes
 
 Output = TypeVar("Output")
 
@@ -71,7 +71,7 @@ class _Undone:
         self._generator.set_state(self._state)
         for buffer, before in self._buffers:
             # As if nobody had touched it: a batch norm keeps its statistics for a backward that has no use for them.
-            with torch.no_grad(), _unsafe_preserve_version_counter(buffer):
+            with torch.no_grad(), unseen_writes(buffer):
                 buffer.copy_(before)
         self._buffers = []
         _one_at_a_time.release()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
-from torch.multiprocessing.reductions import StorageWeakRef
 
 from actbench.compress.saved import Keeping
+from actbench.compress.torch_internals import StorageWeakRef, foreign_hooks, pack_hook, unmoded, version_of
 from actbench.quant import Dropped, RectifiedCodes, Rectifier, scale_where
 
 
@@ -24,7 +24,7 @@ class _Cell:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        self.version = tensor._version
+        self.version = version_of(tensor)
 
 
 class Stand:
@@ -41,27 +41,26 @@ class Stand:
 
     def apply(self, function: type[Function], *arguments: Any) -> Any:
         """`function.apply(*arguments)`, whose codes may be given up later. Hooks of a user's see them as they are."""
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        if hooks is not None and not hooks[0].__module__.startswith("actbench."):
+        if foreign_hooks():
             return function.apply(*arguments)
-        around = hooks[0] if hooks is not None else lambda tensor: tensor
+        around = pack_hook() or (lambda tensor: tensor)
         with saved_tensors_hooks(lambda tensor: self._pack(around(tensor)), _unpack):
             return function.apply(*arguments)
 
     def stand_for(self, x: Tensor) -> None:
         """The tensor whose place the codes have; as it is now."""
         self._storage = StorageWeakRef(x.untyped_storage())
-        self._version, self._view = x._version, (x.size(), x.stride(), x.storage_offset())
+        self._version, self._view = version_of(x), (x.size(), x.stride(), x.storage_offset())
 
     def give_way(self, kept: Tensor) -> None:
         """To the tensor, which somebody keeps: `kept` is it or a view of its memory."""
         cells = [cell for each in self._cells if (cell := each()) is not None]
         alive = self._storage is not None and not self._storage.expired()
-        if self.whole or not cells or not alive or kept._version != self._version:
+        if self.whole or not cells or not alive or version_of(kept) != self._version:
             return
-        with torch._C.DisableTorchFunction(), torch.no_grad():
+        with unmoded(), torch.no_grad():
             cells[0].tensor = kept.detach().as_strided(*self._view)
-            cells[0].version = kept._version
+            cells[0].version = version_of(kept)
             for cell in cells[1:]:
                 cell.tensor = kept.new_empty(0)
                 cell.version = 0
@@ -89,11 +88,11 @@ class Stand:
 
 
 def _unpack(cell: _Cell) -> Tensor:
-    if cell.tensor._version != cell.version:
+    if version_of(cell.tensor) != cell.version:
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: "
-            f"[{cell.tensor.type()} {list(cell.tensor.shape)}] is at version {cell.tensor._version}; expected version "
-            f"{cell.version} instead."
+            f"[{cell.tensor.type()} {list(cell.tensor.shape)}] is at version {version_of(cell.tensor)}; expected "
+            f"version {cell.version} instead."
         )
     return cell.tensor
 

@@ -10,21 +10,19 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.parameter import is_lazy
 
+from actbench.compress.torch_internals import base_of, has_own_memory
+
 
 def has_memory(x: Any) -> bool:
     """Whether `x` is a tensor whose values lie as such in memory of a CPU or a GPU."""
     if not isinstance(x, Tensor) or is_lazy(x) or x.layout != torch.strided:
         return False
-    if x.is_nested or x.device.type not in ("cpu", "cuda"):
-        return False
-    # What has operations of its own, as a fake or a distributed tensor, may have none.
-    has_own: bool = torch._C._dispatch_keys(x).has(torch._C.DispatchKey.Python)
-    return not has_own and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return not x.is_nested and x.device.type in ("cpu", "cuda") and has_own_memory(x)
 
 
 def is_parameter(x: Tensor) -> bool:
     """Whether `x` is a Parameter or a view of one, which stays whatever is kept."""
-    return isinstance(x, Parameter) or isinstance(x._base, Parameter)
+    return isinstance(x, Parameter) or isinstance(base_of(x), Parameter)
 
 
 def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:

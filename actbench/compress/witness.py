@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any, Final
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_hook
 
 from actbench.compress.tensors import has_memory, tensors_in
+from actbench.compress.torch_internals import StorageWeakRef, foreign_hooks, saved_by
 
 _MOST_NAMES: Final = 8
 _MOST_NODES: Final = 256
@@ -66,11 +65,7 @@ class Witness:
         self, func: Callable[..., Any], out: Any, arguments: tuple[Any, ...], is_data: Callable[[Tensor], bool]
     ) -> list[Tensor]:
         """A function that ran as it is: what it keeps. `is_data` tells which of its arguments stay anyway."""
-        # Hooks of a user's may copy a tensor from elsewhere at every look.
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        if hooks is not None and not hooks[0].__module__.startswith("actbench."):
-            return []
-        if not any(each.requires_grad for each in tensors_in((out,))):
+        if foreign_hooks() or not any(each.requires_grad for each in tensors_in((out,))):
             return []
         kept = []
         stays = {
@@ -111,15 +106,10 @@ def _saved(out: Any, arguments: tuple[Any, ...]) -> Iterator[Tensor]:
             continue
         seen.add(node)
         nodes.extend(above for above, _ in node.next_functions)
-        for name in _names(type(node)):
+        for name in saved_by(type(node)):
             try:
                 value = getattr(node, name)
             except (RuntimeError, AttributeError):
                 # Freed, or changed since: nobody keeps it for a backward that will be.
                 continue
             yield from filter(has_memory, tensors_in((value,)))
-
-
-@cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(name for name in dir(kind) if name.startswith("_saved_") or name == "saved_tensors")
