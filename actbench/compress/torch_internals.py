@@ -15,6 +15,7 @@ What a torch upgrade may break, and how that would show:
 | `aten::_batch_norm_impl_index`, its backward | attribute error; another library than F.batch_norm's would be asked |
 | `aten::_unsafe_view`, `torch._C._nn.leaky_relu` | attribute error |
 | `_unsafe_preserve_version_counter` | import error |
+| `torch._validate_sparse_csr_tensor_args` | attribute error |
 | names of what a node has saved, `_saved_…` | nothing is seen of what stock operations keep: a code on top of it |
 """
 
@@ -41,6 +42,7 @@ __all__ = [
     "base_of",
     "batch_norm",
     "batch_norm_backward",
+    "check_csr",
     "foreign_hooks",
     "has_own_memory",
     "in_checkpoint",
@@ -77,6 +79,11 @@ def batch_norm(x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tens
         x, *arguments, torch.backends.cudnn.enabled
     )
     return found
+
+
+def check_csr(crow: Tensor, col: Tensor, values: Tensor, shape: torch.Size) -> None:
+    """Raise `RuntimeError` if these make no CSR matrix of `shape`."""
+    torch._validate_sparse_csr_tensor_args(crow, col, values, shape)
 
 
 def leaky_relu(x: Tensor, slope: float, inplace: bool) -> Tensor:

@@ -63,12 +63,16 @@ def looped_adjacency(edge_index: Tensor, nodes: int) -> Tensor:
 def _transposed_csr(edge_index: Tensor, values: Tensor, nodes: int) -> Tensor:
     from torch_geometric.utils import to_torch_csr_tensor
 
+    from actbench.compress.torch_internals import check_csr
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-        # Below they are checked; torch's switch for all tensors would be left on where two threads turn it at once.
+        # They are checked below. Torch's own switch is one for all tensors and threads, and so is its argument
+        # `check_invariants`: two that turn it at once leave it on.
         warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly disabled", UserWarning)
         adjacency: Tensor = to_torch_csr_tensor(edge_index.flip(0), values, size=(nodes, nodes))
         # MKL and cuSPARSE work on 32-bit indices: the product is up to twice as fast, the graph half as large.
         index = torch.int64 if values.numel() > torch.iinfo(torch.int32).max else torch.int32
         rows, columns = adjacency.crow_indices().to(index), adjacency.col_indices().to(index)
-        return torch.sparse_csr_tensor(rows, columns, adjacency.values(), adjacency.shape, check_invariants=True)
+        check_csr(rows, columns, adjacency.values(), adjacency.shape)
+        return torch.sparse_csr_tensor(rows, columns, adjacency.values(), adjacency.shape, check_invariants=False)
