@@ -17,8 +17,8 @@ import torch
 
 from actbench.analysis.bounds import LARGEST_HIDDEN, LARGEST_NODES
 from actbench.compress import predict_saved_bytes
+from actbench.compress.codec import GENERATOR_BYTES, Noise, Quantized, keeps_seed
 from actbench.compress.prediction import FLOAT_BYTES
-from actbench.compress.saved import GENERATOR_BYTES, Kept, Noise, keeps_seed
 from actbench.errors import UsageError
 from actbench.graphs import Entry
 from actbench.graphs.catalogue import seeded_sizes
@@ -804,10 +804,10 @@ class _Walk:
         """The batch's mean and inverse standard deviation."""
         return [self.memory.take(FLOAT_BYTES * step.width) for _ in range(2)]
 
-    def kept_as(self, step: Step) -> Kept:
+    def kept_as(self, step: Step) -> Quantized:
         scheme = self.scheme_of(step)
         ratio = 1 if step.kind == "batch_norm" else scheme.projection
-        return Kept.of(self.nodes, step.given, torch.float32, scheme, _NO_NOISE, ratio)
+        return Quantized.of(self.nodes, step.given, torch.float32, scheme, _NO_NOISE, ratio)
 
     def packed(self, step: Step) -> list[_Tensor]:
         """Codes, minima and scales, of a projection that is in memory meanwhile where the kernel cannot do without."""

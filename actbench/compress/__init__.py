@@ -1,8 +1,7 @@
 """Train an unmodified model while less of its activations is kept for backward."""
 
 from actbench.compress.attention import Edges, aggregate, drop_edges, edge_scores, edge_softmax, kept_edges
-from actbench.compress.context import compress, run_layer
-from actbench.compress.interception import Compression
+from actbench.compress.context import Compression, compress, run_layer
 from actbench.compress.ledger import Ledger, Saved
 from actbench.compress.prediction import Operation, predict_saved_bytes, require_calls
 

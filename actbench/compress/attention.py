@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.overrides import handle_torch_function, has_torch_function
 
+from actbench.compress.codec import Exact, Kept
 from actbench.compress.first_order import first_order
-from actbench.compress.saved import Keeping
 from actbench.quant import unpack_mask
 
 
@@ -122,7 +122,7 @@ def aggregate(edges: Edges, coefficients: Tensor, x: Tensor) -> Tensor:
     if has_torch_function((coefficients, x)):
         summed: Tensor = handle_torch_function(aggregate, (coefficients, x), edges, coefficients, x)
         return summed
-    out: Tensor = Aggregate.apply(edges, coefficients, x, None, (x,))  # type: ignore[no-untyped-call]
+    out: Tensor = Aggregate.apply(edges, coefficients, x, Kept(Exact(), (x,)))  # type: ignore[no-untyped-call]
     return out
 
 
@@ -161,17 +161,13 @@ class _EdgeSoftmax(Function):
 
 
 class Aggregate(Function):
-    """`aggregate`, keeping x as `packed`: x itself or what `kept` reads, which makes the coefficients' gradient an
-    estimate.
-    """
+    """`aggregate`, keeping what is `kept` of x, which makes the coefficients' gradient an estimate if that is one."""
 
     @staticmethod
-    def forward(
-        ctx: Any, edges: Edges, coefficients: Tensor, x: Tensor, kept: Keeping | None, packed: tuple[Tensor, ...]
-    ) -> Tensor:
+    def forward(ctx: Any, edges: Edges, coefficients: Tensor, x: Tensor, kept: Kept) -> Tensor:
         """Keeps the edges, the coefficients and x."""
-        ctx.kept, ctx.shape, ctx.pair = kept, x.shape, len(edges.kept) == 2
-        ctx.save_for_backward(coefficients, *edges.kept, *(packed if ctx.needs_input_grad[1] else ()))
+        ctx.reading, ctx.shape, ctx.pair = kept.reading, x.shape, len(edges.kept) == 2
+        ctx.save_for_backward(coefficients, *edges.kept, *(kept.tensors if ctx.needs_input_grad[1] else ()))
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         # Autocast would shorten the sparse matrix too, for which there is no product on a CPU.
         with torch.autocast(x.device.type, enabled=False):
@@ -181,7 +177,7 @@ class Aggregate(Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor | None, Tensor | None, None]:
         """Exact for x, an estimate for the coefficients if x was packed."""
         coefficients, *rest = ctx.saved_tensors
         edges = Edges.again(tuple(rest[:2] if ctx.pair else rest[:3]))
@@ -189,7 +185,7 @@ class Aggregate(Function):
         by_coefficients = by_x = None
         if ctx.needs_input_grad[1]:
             packed = tuple(rest[2:] if ctx.pair else rest[3:])
-            x = packed[0] if ctx.kept is None else ctx.kept.recover(packed).view(ctx.shape)
+            x = ctx.reading.unpack(packed).view(ctx.shape)
             by_coefficients = torch.empty_like(coefficients)
             for head in range(x.shape[1]):
                 pattern = _csr(edges, torch.zeros_like(coefficients[:, head]))
@@ -201,7 +197,7 @@ class Aggregate(Function):
             by_x = torch.empty_like(gradient, memory_format=torch.contiguous_format)
             for head in range(gradient.shape[1]):
                 by_x[:, head] = _csr(reverse, coefficients[:, head][order]) @ gradient[:, head]
-        return None, by_coefficients, by_x, None, None
+        return None, by_coefficients, by_x, None
 
 
 def _long(values: Tensor) -> Tensor:

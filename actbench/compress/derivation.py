@@ -1,4 +1,4 @@
-"""Contexts of the derived schemes: each activation is kept once, in a code that serves all its consumers.
+"""The derived schemes' rules: each activation is kept once, in a code that serves all its consumers.
 
 For linear or convolution → batch norm → ReLU → dropout → next layer that is one rectified code of the batch norm's
 output: ReLU's mask exactly, estimates of ReLU's and dropout's output, and x̂ for batch norm's backward. A product of the
@@ -8,19 +8,26 @@ adjacency with such a value is not kept either. What no rule covers is kept as o
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
-from types import TracebackType
-from typing import Any, ClassVar, Final, Self
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 
-from actbench.compress.derived import (
-    AsIs,
+from actbench.compress.codec import Exact, Kept, Quantized, Rectified, is_smaller
+from actbench.compress.forward import Node
+from actbench.compress.functions import SparseProduct
+from actbench.compress.norms import InUnits, LayerNorm, Normalized
+from actbench.compress.products import content_of
+from actbench.compress.rules import Rules, apply, compressible, is_layer
+from actbench.compress.stands import Stand
+from actbench.compress.tensors import has_memory, tensors_in
+from actbench.compress.ties import (
     DroppedOut,
     Dropping,
     DropRectified,
@@ -30,162 +37,130 @@ from actbench.compress.derived import (
     Norm,
     Normed,
     ProductLinear,
-    Rectified,
     Rectify,
     Rectifying,
 )
-from actbench.compress.functions import DrawnMask, SparseProduct
-from actbench.compress.interception import (
-    Compression,
-    apply,
-    apply_for_two,
-    compress_batch_norm,
-    compress_dropout,
-    compress_linear,
-    compress_matmul,
-    compress_relu,
-    compress_sparse_product,
-    compressible,
-    is_layer,
-)
-from actbench.compress.known import Known
-from actbench.compress.ledger import before_closing
-from actbench.compress.norms import BatchNormInUnits, LayerNorm, Normalized
-from actbench.compress.products import content_of
-from actbench.compress.saved import Keeping, Kept, is_smaller, keeps_seed
-from actbench.compress.stands import Stand
-from actbench.compress.tensors import has_memory, tensors_in
 from actbench.compress.torch_internals import (
     base_of,
     in_checkpoint,
     is_view,
     is_watched,
-    run_as_written,
-    uncompiled,
     unmoded,
     version_of,
 )
 from actbench.quant import Rectifier, dense_sum
 from actbench.scheme import Scheme
 
-Held = tuple[Keeping, tuple[Tensor, ...]]
-"""How a tensor's values are read, and from which tensors."""
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """What made a tensor A x: a sparse A and x, how the terms were reduced, and what the two held then."""
+
+    adjacency: Tensor
+    x: Tensor
+    reduce: str | None
+    content: Tensor
+    content_of_data: Tensor | None
+    """What `dense_sum` made of x, if that is data."""
+    versions: tuple[int, int]
+
+    @property
+    def stands(self) -> bool:
+        """Whether neither was changed since, as far as versions tell."""
+        return self.versions == (version_of(self.adjacency), version_of(self.x))
 
 
-class Derivation(Compression):
-    """A `Compression` under one of `scheme.DERIVED`."""
+@dataclass(eq=False)
+class BatchNormed:
+    """What made a tensor y: a batch norm, and the tie along which the gradient of one ReLU of it will come."""
 
-    handlers: ClassVar[dict[Callable[..., Any], Callable[..., Any]]]
+    normed: Normed
+    tie: Tensor | None
+
+
+@dataclass(eq=False)
+class Rectifies:
+    """What made a tensor: a ReLU, and the tie and its knot along which the gradient of one dropout of it will come."""
+
+    tie: Tensor | None
+    knot: Dropping
+
+
+class Derivation(Rules):
+    """The rules of one of `scheme.DERIVED`."""
 
     def __init__(self, scheme: Scheme, seed: int) -> None:
         super().__init__(scheme, seed)
-        self.held = Known()
-        """How tensors' values are read: a `Held`."""
-        self.aggregated = Known()
-        """Of a product A x: A, x, how its terms were reduced, and the versions and contents that the two had."""
-        self.tied = Known()
-        """Of a ReLU's output: its tie and knot, until a dropout takes them."""
-        self.normed = Known()
-        """Of a batch norm's output: its tie and `Normed`."""
         self._unread: list[Tensor] = []
         """Batch norms' outputs that no ReLU has taken, held until the next function is called."""
-        self._escaped: set[int] = set()
-        """Where storages lie that others write to unseen."""
         self._taken: Tensor | None = None
 
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self._contexts.enter_context(before_closing(self.settle_all))
-        return self
+    def end(self) -> None:
+        """As `Rules.end`."""
+        super().end()
+        self._unread.clear()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self.settle_all()
-        finally:
-            super().__exit__(kind, error, trace)
-            for known in (self.held, self.aggregated, self.tied, self.normed):
-                known.clear()
-            self._unread.clear()
-            self._escaped.clear()
+    def close(self) -> None:
+        """Keep every batch norm's output that lives: it may yet be used where no context sees it."""
+        for y, node in self.forward.nodes():
+            self._keep_late(y, node)
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Run `func`, or the function of ours that keeps less."""
-        return _watched(self, func, types, args, kwargs)
-
-    def run(self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...], kwargs: Any) -> Any:
-        """As `__torch_function__`, and see what becomes of batch norms' outputs and which tensors are made."""
+    def before(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """See what becomes of batch norms' outputs, and who may change tensors unseen."""
         self._settle_dying()
         if _may_change_in_place(func):
             self._settle(args, kwargs)
             # Its own version tells of a tensor; of others that share its memory by way of `data` none does.
             self._forget(args[:1], but_itself=True)
-        if func in _ESCAPES and has_memory(args[0]) and not self.is_data(args[0]):
+        if func in _ESCAPES and has_memory(args[0]) and not self.forward.is_data(args[0]):
             self._forget(args[:1])
-            self._escaped.add(args[0].untyped_storage().data_ptr())
-        out = super().__torch_function__(func, types, args, kwargs)
+            self.forward.escape(args[0])
+
+    def after(self, out: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what others than a ReLU have made a tensor of."""
         if any(True for _ in tensors_in((out,))):
             # Without gradients too: an autograd function that no mode sees runs its forward so.
             self._settle(args, kwargs)
         self._taken = None
-        return out
 
-    def keep_input(self, operation: str, x: Tensor, projected: bool, rows: int | None = None) -> Held:
-        """What is held of `x` already, x itself if it is data, or else one code for this and later calls."""
-        held = self.held_of(x)
-        if held is None and self.is_data(x):
-            held = AsIs(), (x,)
-        if held is None:
-            held = super().keep_input(operation, x, projected, rows) or (AsIs(), (x.detach(),))
-            self.hold(x, held)
-        return held
+    def keep_input(self, operation: str, x: Tensor, projected: bool, rows: int | None = None) -> Kept:
+        """What is kept of `x` already, x itself if it is data, or else one code for this and later calls."""
+        kept = self._kept_of(x)
+        if kept is None and self.forward.is_data(x):
+            kept = Kept(Exact(), (x,))
+        if kept is None:
+            kept = super().keep_input(operation, x, projected, rows) or Kept(Exact(), (x.detach(),))
+            self._serve(x, kept)
+        return kept
 
-    def _give_way(self, kept: Tensor) -> None:
-        super()._give_way(kept)
-        place = kept.untyped_storage().data_ptr()
-        for each in [known for known, _ in self.held.items()]:
-            if has_memory(each) and each.untyped_storage().data_ptr() == place:
-                self.held.pop(each)
+    def _serve(self, x: Tensor, kept: Kept) -> None:
+        """Let later calls read `x` from what is `kept` of it, as long as all that changes it is seen."""
+        if not self.forward.escaped(x):
+            self.forward.node(x).kept = kept
 
-    def hold(self, x: Tensor, held: Held) -> None:
-        """Let later calls read `x` from what is `held` of it, as long as all that changes it is seen."""
-        if not self.escaped(x):
-            self.held[x] = held
+    def _kept_of(self, x: Tensor) -> Kept | None:
+        """What is kept of `x` or of what it is a mere reshaping of."""
+        node, base = self.forward.find(x), base_of(x)
+        if node is not None and node.kept is not None:
+            return node.kept
+        # A CSR matrix is the base of its values and has no such question.
+        if base is None or base.numel() != x.numel() or not x.is_contiguous() or base.layout != torch.strided:
+            return None
+        whole = self.forward.find(base) if base.is_contiguous() else None
+        return None if whole is None else whole.kept
 
-    def escaped(self, x: Tensor) -> bool:
-        """Whether the memory of `x` is in somebody's hands whose writing no mode and no version tells of."""
-        return x.untyped_storage().data_ptr() in self._escaped
+    def _made_by(self, x: Tensor) -> Any:
+        """The operation that made `x`; None if it is unknown or if somebody wants to see the gradient by x itself."""
+        node = None if is_watched(x) else self.forward.find(x)
+        return None if node is None else node.operation
 
-    def held_of(self, x: Tensor) -> Held | None:
-        """What is held of `x` or of what it is a mere reshaping of."""
-        held: Held | None = self.held.get(x)
-        base = base_of(x)
-        if held is None and base is not None and base.numel() == x.numel() and x.is_contiguous():
-            # A CSR matrix is the base of its values and has no such question.
-            held = self.held.get(base) if base.layout == torch.strided and base.is_contiguous() else None
-        return held
-
-    def taken(self, y: Tensor) -> None:
-        """Tell that a ReLU has taken the tie of the batch norm's output `y`."""
-        self._taken = y
-        self._unread = [each for each in self._unread if each is not y]
-
-    def rectify(self, x: Tensor, operation: str = "relu") -> tuple[Rectified, tuple[Tensor, Tensor]]:
-        """How what is positive in `x`, for the next call of `operation`, is read, and its codes."""
+    def _rectify(self, x: Tensor, operation: str) -> tuple[Rectified, tuple[Tensor, Tensor]]:
+        """The codec of what is positive in `x`, for the next call of `operation`, and its codes."""
         self.found = True
-        rectifier, noise = Rectifier.of(x.shape, x.dtype, self.scheme), self.noise()
-        with self.watch.packing(self.next_call(operation, x.dtype, tuple(x.shape)), x.device) as flag:
-            codes = rectifier.quantize(x.detach(), noise.seed, noise.rounding_stream, flag)
-        return Rectified(rectifier, self.watch), codes
-
-    def normalized(self, y: Tensor, tie: Tensor, normed: Normed) -> None:
-        """Tell of a batch norm's output `y`."""
-        self.normed[y] = [tie, normed]
-        self._unread.append(y)
+        rectifier = Rectifier.of(x.shape, x.dtype, self.scheme)
+        noise = self.noise()
+        codec = Rectified(rectifier, noise, self.next_call(operation, x), self.watch)
+        return codec, codec.pack(x.detach())
 
     def _settle_dying(self) -> None:
         """Keep the batch norms' outputs that nobody else holds any more, and that so went where no context sees."""
@@ -194,56 +169,203 @@ class Derivation(Compression):
             y = self._unread.pop()
             if sys.getrefcount(y) > _HELD_HERE_ALONE:
                 alive.append(y)
-            elif (entry := self.normed.get(y)) is not None:
-                self._keep_late(y, entry[1])
+            elif (node := self.forward.find(y)) is not None:
+                self._keep_late(y, node)
         self._unread = alive
-
-    def settle_all(self) -> None:
-        """Keep every batch norm's output that lives: it may yet be used where no context sees it."""
-        for y, (_, normed) in self.normed.items():
-            self._keep_late(y, normed)
 
     def _forget(self, changing: tuple[Any, ...], but_itself: bool = False) -> None:
         """Forget what is known of tensors in the memory of one that is `changing`, whatever their versions tell."""
         places = {each.untyped_storage().data_ptr() for each in changing if has_memory(each)}
         if not places:
             return
-        for known in (self.normed, self.held, self.aggregated, self.tied):
-            for each, what in known.items():
-                if but_itself and any(each is one for one in changing):
-                    continue
-                if has_memory(each) and each.untyped_storage().data_ptr() in places:
-                    if known is self.normed:
-                        self._keep_late(each, what[1])
-                    known.pop(each)
+        for each, node in self.forward.nodes_in(places):
+            if but_itself and any(each is one for one in changing):
+                continue
+            self._keep_late(each, node)
+            node.operation = node.kept = None
 
-    def _settle(self, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> None:
+    def _settle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the batch norms' outputs among what a function that is no ReLU has taken."""
-        for each in tensors_in((*args, *(kwargs or {}).values())):
-            if each is not self._taken:
-                _, normed = self.normed.get(each) or (None, None)
-                if normed is not None:
-                    self._keep_late(each, normed)
+        for each in tensors_in((*args, *kwargs.values())):
+            if each is not self._taken and (node := self.forward.find(each)) is not None:
+                self._keep_late(each, node)
 
-    def _keep_late(self, y: Tensor, normed: Normed) -> None:
-        if normed.late is not None:
+    def _keep_late(self, y: Tensor, node: Node) -> None:
+        """If a batch norm made `y`, keep x̂ for what else than a ReLU reads y."""
+        if not isinstance(node.operation, BatchNormed) or node.operation.normed.late is not None:
             return
+        normed = node.operation.normed
         # This very mode must not take what is done here for a use of y.
         with unmoded(), torch.no_grad():
             rows, width = y.shape
-            normed.kept = Kept.of(rows, width, y.dtype, self.scheme, self.noise(), 1, normed.name, self.watch)
-            packed = normed.kept.pack((y.float() - normed.bias).div_(normed.weight))
+            normed.codec = Quantized.of(rows, width, y.dtype, self.scheme, self.noise(), 1, normed.name, self.watch)
+            packed = normed.codec.pack((y.float() - normed.bias).div_(normed.weight))
         # Where gradients are switched off too, or it would keep nothing; and not as a part of what runs again.
         aside = saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor) if in_checkpoint() else nullcontext()
         with torch.enable_grad(), aside:
             normed.late = apply(Late, torch.empty(0, device=y.device, requires_grad=True), *packed)
 
+    def linear(
+        self, func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None
+    ) -> Tensor | None:
+        """As `Rules.linear`, and of A x the x is kept."""
+        product = self._made_by(input)
+        if not (isinstance(product, Product) and product.stands and is_layer(weight, bias)):
+            return super().linear(func, input, weight, bias)
+        kept = self.keep_input("linear", product.x, projected=False)
+        if isinstance(kept.reading, Exact):
+            # FP32 reads A x in backward, and neither A nor x: what they held must be what they hold then.
+            kept = Kept(Exact(product.content_of_data), kept.tensors)
+        operands = product.adjacency, input, product.x, weight, bias
+        return apply(ProductLinear, func, kept, product.content, product.reduce, *operands)
 
-@uncompiled
-def _watched(
-    mode: Derivation, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...], kwargs: Any
-) -> Any:
-    return mode.run(func, types, args, kwargs)
+    def sparse_product(
+        self, func: Callable[..., Tensor], sparse: Tensor, dense: Tensor, reduce: str | None = None
+    ) -> Tensor | None:
+        """A product with a sparse matrix, kept in mind for the layer behind it."""
+        if reduce not in (None, "sum", "mean") or sparse.layout != torch.sparse_csr or sparse.requires_grad:
+            return None
+        if not compressible(dense) or dense.dim() != 2 or sparse.dim() != 2 or sparse.values().dim() != 1:
+            return None
+        content, of_data = content_of(sparse), dense_sum(dense) if self.forward.is_data(dense) else None
+        if dense.requires_grad:
+            out = apply(SparseProduct, func, True, sparse, dense, reduce)
+        else:
+            out = func(sparse, dense) if reduce is None else func(sparse, dense, reduce)
+        if not self.forward.escaped(dense):
+            versions = version_of(sparse), version_of(dense)
+            self.forward.record(out, Product(sparse, dense, reduce, content, of_data, versions))
+        return out
+
+    def matmul(self, func: Callable[..., Tensor], input: Any, other: Any, operation: str = "matmul") -> Tensor | None:
+        """As `Rules.matmul`, or a product with a sparse matrix."""
+        if isinstance(input, Tensor) and isinstance(other, Tensor) and input.layout != torch.strided:
+            return self.sparse_product(func, input, other)
+        return super().matmul(func, input, other, operation)
+
+    def batch_norm(
+        self,
+        func: Callable[..., Tensor],
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor | None:
+        """As `Rules.batch_norm`, or nothing kept: x̂ follows from what a ReLU keeps of the result."""
+        if weight is None or bias is None or not (training and input.dim() == 2 and compressible(input)):
+            rest = running_mean, running_var, weight, bias, training, momentum, eps
+            return super().batch_norm(func, input, *rest)
+        if not (input.requires_grad or weight.requires_grad) or input.shape[0] < 2:
+            return None
+        rows, width = input.shape
+        name = self.next_call("batch_norm", input)
+        if self.stays(input) or not is_smaller(rows, width, input.dtype, self.scheme, 1):
+            return None
+        self.found = True
+        found = Normalized.of(input, weight, bias, running_mean, running_var, training, momentum, eps)
+        if not _tells(weight, bias, found.inverse_std, eps):
+            finer = replace(self.scheme, bits=max(self.scheme.bits or 0, _FINER_BITS), levels="uniform")
+            codec = Quantized.of(rows, width, input.dtype, finer, self.noise(), 1, name, self.watch)
+            statistics = running_mean, running_var, training
+            return self.batch_norm_in_units(codec, found, input, weight, bias, *statistics, eps)
+        normed = Normed(name, Rectifying(), weight, bias)
+        out, tie = apply_for_two(Norm, normed, found, input, weight, bias)
+        self.forward.record(out, BatchNormed(normed, tie))
+        self._unread.append(out)
+        return out
+
+    def relu(self, func: Callable[..., Tensor], input: Tensor, inplace: bool = False) -> Tensor | None:
+        """A code kept that has the mask and the result's value both."""
+        if not (compressible(input) and input.requires_grad):
+            return None
+        if inplace and is_view(input):
+            # Of a function that changes a view torch allows no second result.
+            return super().relu(func, input, inplace)
+        maker = self._made_by(input)
+        codec, codes = self._rectify(input, "relu")
+        onward = tie = None
+        if isinstance(maker, BatchNormed) and maker.tie is not None:
+            # One consumer a tie: what takes this output later is met by `_settle`.
+            tie, maker.tie, onward = maker.tie, None, maker.normed.knot
+            self._taken = input
+            self._unread = [each for each in self._unread if each is not input]
+        knot = Dropping()
+        stand = Stand(codes) if tie is None else None
+        arguments = codec.rectifier, codes, onward, knot, stand, inplace, input, tie
+        out, next_tie = stand.apply(Rectify, *arguments) if stand else apply_for_two(Rectify, *arguments)
+        if stand:
+            self.forward.stand_for(out, stand)
+        self.forward.record(out, Rectifies(next_tie, knot))
+        self._serve(out, Kept(codec, codes))
+        return out
+
+    def elu(
+        self, func: Callable[..., Tensor], input: Tensor, alpha: float = 1.0, inplace: bool = False
+    ) -> Tensor | None:
+        """`F.elu`: a code of what it made of values below 0."""
+        if not (compressible(input) and input.requires_grad and alpha > 0) or self.forward.keeps_in_float(input):
+            return None
+        out = func(input.detach(), alpha)
+        codec, codes = self._rectify(-out, "elu")
+        return apply(Elu, input, alpha, inplace, [out], codec.rectifier, codes)
+
+    def layer_norm(
+        self,
+        func: Callable[..., Tensor],
+        input: Tensor,
+        normalized_shape: list[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor | None:
+        """`F.layer_norm`: the input kept quantized in the units of each row."""
+        needed = any(t is not None and t.requires_grad for t in (input, weight))
+        shape = tuple(normalized_shape)
+        if not (needed and compressible(input) and shape == input.shape[input.dim() - len(shape) :]):
+            return None
+        if torch.is_autocast_enabled(input.device.type):
+            # Autocast has a dtype of its own for it.
+            return None
+        codec = self.codec("layer_norm", input, input.shape[-1], projected=False)
+        if codec is None:
+            return None
+        with torch.no_grad():
+            out, mean, inverse_std = torch.native_layer_norm(input, shape, weight, bias, eps)
+            kept = InUnits.of_rows(codec, input, len(shape), mean, inverse_std)
+        return apply(LayerNorm, kept, [out], input, shape, weight, bias)
+
+    def dropout(
+        self, func: Callable[..., Tensor], input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor | None:
+        """As `Rules.dropout`, after a ReLU on its tie; of data too, for the layer that reads what is left."""
+        if not (training and 0 < p < 1 and compressible(input)):
+            return None
+        if not input.requires_grad:
+            return None if inplace or self.forward.made(input) else self._drop_data(input, p)
+        node = self.forward.find(input)
+        if node is None or node.kept is None or not isinstance(node.operation, Rectifies):
+            return super().dropout(func, input, p, training, inplace)
+        tie, node.operation.tie = node.operation.tie, None
+        if tie is None or is_watched(input):
+            return super().dropout(func, input, p, training, inplace)
+        of_input, knot = node.kept, node.operation.knot
+        mask = MaskInUse(self.mask(input, p, inplace))
+        with torch.no_grad():
+            out, kept = mask.drawn.draw(input)
+        result = apply(DropRectified, input, tie, inplace, [out], mask, kept, knot)
+        self._serve(result, Kept(DroppedOut(of_input.reading, mask), (*of_input.tensors, kept)))
+        return result
+
+    def _drop_data(self, input: Tensor, p: float) -> Tensor:
+        mask = MaskInUse(self.mask(input, p, inplace=False))
+        content = dense_sum(input)
+        out, kept = mask.drawn.draw(input)
+        self._serve(out, Kept(DroppedOut(Exact(content), mask), (input, kept)))
+        return out
 
 
 _HELD_HERE_ALONE: Final = 2
@@ -300,179 +422,7 @@ def _tells(weight: Tensor, bias: Tensor, inverse_std: Tensor, eps: float) -> boo
     return bool((spread * _TELLING >= (size + bias.detach().abs()).max()).all())
 
 
-def _linear(
-    mode: Derivation, func: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None = None
-) -> Tensor | None:
-    factors = mode.aggregated.get(input)
-    if factors is None or not is_layer(weight, bias) or is_watched(input):
-        return compress_linear(mode, func, input, weight, bias)
-    adjacency, x, reduce, versions, content, of_data = factors
-    if versions != (version_of(adjacency), version_of(x)):
-        return compress_linear(mode, func, input, weight, bias)
-    kept, packed = mode.keep_input("linear", x, projected=False)
-    if isinstance(kept, AsIs):
-        # FP32 reads A x in backward, and neither A nor x: what they held must be what they hold then.
-        kept = AsIs(of_data)
-    return apply(ProductLinear, func, kept, packed, content, reduce, adjacency, input, x, weight, bias)
-
-
-def _product(
-    mode: Derivation, func: Callable[..., Tensor], sparse: Tensor, dense: Tensor, reduce: str | None = None
-) -> Tensor | None:
-    if reduce not in (None, "sum", "mean") or sparse.layout != torch.sparse_csr or sparse.requires_grad:
-        return None
-    if not compressible(dense) or dense.dim() != 2 or sparse.dim() != 2 or sparse.values().dim() != 1:
-        return None
-    content, of_data = content_of(sparse), dense_sum(dense) if mode.is_data(dense) else None
-    if dense.requires_grad:
-        product = apply(SparseProduct, func, True, sparse, dense, reduce)
-    else:
-        product = func(sparse, dense) if reduce is None else func(sparse, dense, reduce)
-    if not mode.escaped(dense):
-        versions = version_of(sparse), version_of(dense)
-        mode.aggregated[product] = sparse, dense, reduce, versions, content, of_data
-    return product
-
-
-def _matmul(
-    mode: Derivation, func: Callable[..., Tensor], input: Any, other: Any, operation: str = "matmul"
-) -> Tensor | None:
-    if isinstance(input, Tensor) and isinstance(other, Tensor) and input.layout != torch.strided:
-        return _product(mode, func, input, other)
-    return compress_matmul(mode, func, input, other, operation)
-
-
-def _batch_norm(
-    mode: Derivation,
-    func: Callable[..., Tensor],
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor | None:
-    if weight is None or bias is None or not (training and input.dim() == 2 and compressible(input)):
-        return compress_batch_norm(mode, func, input, running_mean, running_var, weight, bias, training, momentum, eps)
-    if not (input.requires_grad or weight.requires_grad) or input.shape[0] < 2:
-        return None
-    rows, width = input.shape
-    name = mode.next_call("batch_norm", input.dtype, tuple(input.shape))
-    if mode.stays(input) or not is_smaller(rows, width, input.dtype, mode.scheme, 1):
-        return None
-    mode.found = True
-    found = Normalized.of(input, weight, bias, running_mean, running_var, training, momentum, eps)
-    if not _tells(weight, bias, found.inverse_std, eps):
-        finer = replace(mode.scheme, bits=max(mode.scheme.bits or 0, _FINER_BITS), levels="uniform")
-        kept = Kept.of(rows, width, input.dtype, finer, mode.noise(), 1, name, mode.watch)
-        return apply(BatchNormInUnits, kept, found, input, weight, bias, running_mean, running_var, training, eps)
-    normed = Normed(name, Rectifying(), weight, bias)
-    out, tie = apply_for_two(Norm, normed, found, input, weight, bias)
-    mode.normalized(out, tie, normed)
-    return out
-
-
-def _relu(mode: Derivation, func: Callable[..., Tensor], input: Tensor, inplace: bool = False) -> Tensor | None:
-    if not (compressible(input) and input.requires_grad):
-        return None
-    if inplace and is_view(input):
-        # Of a function that changes a view torch allows no second result.
-        return compress_relu(mode, func, input, inplace)
-    entry: list[Any] = [None, None] if is_watched(input) else mode.normed.get(input) or [None, None]
-    tie, normed = entry
-    rectified, codes = mode.rectify(input)
-    onward = None
-    if tie is not None:
-        # One consumer a tie: what takes this output later is met by `_settle`.
-        entry[0], onward = None, normed.knot
-        mode.taken(input)
-    knot = Dropping()
-    stand = Stand(codes) if tie is None else None
-    arguments = rectified.rectifier, codes, onward, knot, stand, inplace, input, tie
-    out, next_tie = stand.apply(Rectify, *arguments) if stand else apply_for_two(Rectify, *arguments)
-    if stand:
-        mode.stand_for(out, stand)
-    mode.hold(out, (rectified, codes))
-    mode.tied[out] = next_tie, knot
-    return out
-
-
-def _elu(
-    mode: Derivation, func: Callable[..., Tensor], input: Tensor, alpha: float = 1.0, inplace: bool = False
-) -> Tensor | None:
-    if not (compressible(input) and input.requires_grad and alpha > 0) or mode.witness.keeps(input):
-        return None
-    out = func(input.detach(), alpha)
-    rectified, codes = mode.rectify(-out, "elu")
-    return apply(Elu, rectified.rectifier, codes, alpha, inplace, input, out)
-
-
-def _layer_norm(
-    mode: Derivation,
-    func: Callable[..., Tensor],
-    input: Tensor,
-    normalized_shape: list[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor | None:
-    needed = any(t is not None and t.requires_grad for t in (input, weight))
-    shape = tuple(normalized_shape)
-    if not (needed and compressible(input) and shape == input.shape[input.dim() - len(shape) :]):
-        return None
-    if mode.stays(input):
-        return None
-    if torch.is_autocast_enabled(input.device.type):
-        # Autocast has a dtype of its own for it.
-        return None
-    width = input.shape[-1]
-    kept = mode.keep("layer_norm", input.numel() // width, width, input.dtype, projected=False)
-    return apply(LayerNorm, kept, input, shape, weight, bias, eps) if kept else None
-
-
-def _dropout(
-    mode: Derivation,
-    func: Callable[..., Tensor],
-    input: Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-) -> Tensor | None:
-    if not (training and 0 < p < 1 and compressible(input)):
-        return None
-    by_seed = keeps_seed(input.numel(), mode.scheme, input.device.type)
-    mask = MaskInUse(DrawnMask(input, p, inplace, by_seed))
-    if not input.requires_grad:
-        if inplace or mode.made(input):
-            return None
-        content = dense_sum(input)
-        out, of_mask = mask.drawn.draw(input)
-        mode.hold(out, (DroppedOut(AsIs(content), mask), (input, of_mask)))
-        return out
-    tied, held = mode.tied.pop(input), mode.held.get(input)
-    if tied is None or held is None or is_watched(input):
-        return compress_dropout(mode, func, input, p, training, inplace)
-    tie, knot = tied
-    inner, packed = held
-    kept: list[Tensor] = []
-    out = apply(DropRectified, mask, knot, kept, inplace, input, tie)
-    mode.hold(out, (DroppedOut(inner, mask), (*packed, *kept)))
-    return out
-
-
-_REPLACED: Final[dict[Callable[..., Any], Callable[..., Any]]] = {
-    compress_linear: _linear,
-    compress_matmul: _matmul,
-    compress_sparse_product: _product,
-    compress_batch_norm: _batch_norm,
-    compress_relu: _relu,
-    compress_dropout: _dropout,
-}
-run_as_written(Derivation.__torch_function__)
-Derivation.handlers = {
-    **{func: _REPLACED.get(handler, handler) for func, handler in Compression.handlers.items()},
-    F.elu: _elu,
-    F.layer_norm: _layer_norm,
-}
+def apply_for_two(function: type[Function], *arguments: Any) -> tuple[Tensor, Tensor]:
+    """The results of an autograd function of ours that has two."""
+    first, second = function.apply(*arguments)
+    return first, second

@@ -1,7 +1,8 @@
 """Autograd functions whose forward is the stock operation and which keep less for backward.
 
-Each `forward` calls the very torch function it stands for, so results are FP32's bit for bit. What is kept goes
-through `save_for_backward`, where any saved-tensor hook sees it.
+The result is what the very torch function makes that each stands for, so it is FP32's bit for bit. Each is given what
+is kept, packed, by its rule, and keeps it through `save_for_backward`, where any saved-tensor hook sees it. Where x may
+be changed in place it is the first tensor among the arguments, as torch asks for of views.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from actbench.compress.codec import Kept
 from actbench.compress.first_order import first_order
 from actbench.compress.products import Symmetry, looked_at_product, transposed_product
-from actbench.compress.saved import Keeping
 from actbench.compress.stands import Stand
 from actbench.compress.torch_internals import leaky_relu, unviewed
-from actbench.quant import draw_mask, keep_where, pack_mask, pack_positive, scale_where, unpack_mask
+from actbench.quant import draw_mask, keep_where, pack_mask, scale_where, unpack_mask
 
 
 class Linear(Function):
@@ -33,17 +34,16 @@ class Linear(Function):
         ctx: Any,
         product: Callable[..., Tensor],
         transposed: bool,
-        kept: Keeping,
-        packed: tuple[Tensor, ...],
+        kept: Kept,
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        """Keeps `packed`, which `kept` reads x from, and the weight if x needs a gradient."""
+        """Keeps what is `kept` of x, and the weight if x needs a gradient."""
         operands = (x, weight) if bias is None else (x, weight, bias)
-        ctx.kept, ctx.transposed = kept, transposed
+        ctx.reading, ctx.transposed = kept.reading, transposed
         # As FP32: a weight that nobody reads may be stepped before backward.
-        ctx.save_for_backward(weight if x.requires_grad else None, *packed)
+        ctx.save_for_backward(weight if x.requires_grad else None, *kept.tensors)
         out = product(*operands)
         # On more than two dimensions F.linear returns a view.
         return unviewed(out)
@@ -55,16 +55,16 @@ class Linear(Function):
         weight, *packed = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])
         by_x = by_weight = by_bias = None
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[3]:
             # Under autocast the gradient is shorter than the weight.
             square = (weight if ctx.transposed else weight.t()).to(rows.dtype)
             by_x = (rows @ square).view(*gradient.shape[:-1], square.shape[1])
-        if ctx.needs_input_grad[5]:
-            by_weight = ctx.kept.left_product(rows.t(), tuple(packed))
+        if ctx.needs_input_grad[4]:
+            by_weight = ctx.reading.left_product(rows.t(), tuple(packed))
             by_weight = by_weight if ctx.transposed else by_weight.t()
-        if ctx.needs_input_grad[6]:
+        if ctx.needs_input_grad[5]:
             by_bias = rows.sum(0)
-        return None, None, None, None, by_x, by_weight, by_bias
+        return None, None, None, by_x, by_weight, by_bias
 
 
 class Addmm(Function):
@@ -74,17 +74,16 @@ class Addmm(Function):
     def forward(
         ctx: Any,
         product: Callable[..., Tensor],
-        kept: Keeping,
-        packed: tuple[Tensor, ...],
+        kept: Kept,
         input: Tensor,
         x: Tensor,
         weight: Tensor,
         beta: float,
         alpha: float,
     ) -> Tensor:
-        """Keeps `packed`, which `kept` reads x from, and the weight [D, H] if x needs a gradient."""
-        ctx.kept, ctx.shape, ctx.beta, ctx.alpha = kept, input.shape, beta, alpha
-        ctx.save_for_backward(weight if x.requires_grad else None, *packed)
+        """Keeps what is `kept` of x, and the weight [D, H] if x needs a gradient."""
+        ctx.reading, ctx.shape, ctx.beta, ctx.alpha = kept.reading, input.shape, beta, alpha
+        ctx.save_for_backward(weight if x.requires_grad else None, *kept.tensors)
         return product(input, x, weight, beta=beta, alpha=alpha)
 
     @staticmethod
@@ -93,27 +92,26 @@ class Addmm(Function):
         """Exact for input and x, an estimate for the weight."""
         weight, *packed = ctx.saved_tensors
         by_input = by_x = by_weight = None
-        if ctx.needs_input_grad[3]:
+        if ctx.needs_input_grad[2]:
             by_input = (gradient * ctx.beta).sum_to_size(ctx.shape)
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[3]:
             by_x = (gradient @ weight.t().to(gradient.dtype)) * ctx.alpha
-        if ctx.needs_input_grad[5]:
-            by_weight = ctx.kept.left_product(gradient.t(), tuple(packed), ctx.alpha).t()
-        return None, None, None, by_input, by_x, by_weight, None, None
+        if ctx.needs_input_grad[4]:
+            by_weight = ctx.reading.left_product(gradient.t(), tuple(packed), ctx.alpha).t()
+        return None, None, by_input, by_x, by_weight, None, None
 
 
 class Relu(Function):
     """`torch.relu`, keeping one bit an element, or what `stand` gave way to."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, inplace: bool, stand: Stand) -> Tensor:
-        """Keeps where the result is not 0: what FP32's backward asks too, so a NaN's gradient passes there as here."""
+    def forward(ctx: Any, x: Tensor, inplace: bool, positive: Tensor, stand: Stand) -> Tensor:
+        """Keeps the bits of what is `positive`, uint8."""
         ctx.stand = stand
+        ctx.save_for_backward(positive)
         if inplace:
             ctx.mark_dirty(x)
-        out = x.relu_() if inplace else x.relu()
-        ctx.save_for_backward(pack_positive(out))
-        return out
+        return x.relu_() if inplace else x.relu()
 
     @staticmethod
     @first_order
@@ -121,27 +119,28 @@ class Relu(Function):
         """Exact."""
         (packed,) = ctx.saved_tensors
         by_x = gradient.masked_fill(packed <= 0, 0) if ctx.stand.whole else keep_where(gradient, packed)
-        return by_x, None, None
+        return by_x, None, None, None
 
 
 class LeakyRelu(Function):
     """`F.leaky_relu`, keeping one bit an element."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: float, inplace: bool) -> Tensor:
-        """Keeps where the input is above 0, which is what FP32's backward asks."""
+    def forward(ctx: Any, x: Tensor, slope: float, inplace: bool, above: Tensor) -> Tensor:
+        """Keeps the bits of where x is `above` 0, uint8: what FP32's backward asks."""
         ctx.slope = slope
-        ctx.save_for_backward(pack_mask(x > 0))
+        ctx.save_for_backward(above)
         if inplace:
             ctx.mark_dirty(x)
         return leaky_relu(x, slope, inplace)
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Exact."""
-        (packed,) = ctx.saved_tensors
-        return torch.where(unpack_mask(packed, gradient.shape), gradient, gradient * ctx.slope), None, None
+        (above,) = ctx.saved_tensors
+        by_x = torch.where(unpack_mask(above, gradient.shape), gradient, gradient * ctx.slope)
+        return by_x, None, None, None
 
 
 class DrawnMask:
@@ -191,22 +190,27 @@ class Dropout(Function):
     """`F.dropout` in training with 0 < p < 1, keeping what `mask` says."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: DrawnMask, inplace: bool) -> Tensor:
-        """Keeps which elements survive, or the generator's state before they were drawn."""
+    def forward(ctx: Any, x: Tensor, inplace: bool, out: list[Tensor], mask: DrawnMask, kept: Tensor) -> Tensor:
+        """Keeps what is `kept` of the mask; `out` has what it makes of `x`."""
         ctx.mask = mask
-        out, kept = mask.draw(x)
         ctx.save_for_backward(kept)
-        if inplace:
-            ctx.mark_dirty(x)
-            return x.copy_(out)
-        return out
+        return take(ctx, out, x, inplace)
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Exact."""
         (kept,) = ctx.saved_tensors
-        return scale_where(gradient, ctx.mask.bits(kept, gradient.device), ctx.mask.factor), None, None
+        by_x = scale_where(gradient, ctx.mask.bits(kept, gradient.device), ctx.mask.factor)
+        return by_x, None, None, None, None
+
+
+def take(ctx: Any, out: list[Tensor], x: Tensor, inplace: bool) -> Tensor:
+    """The result that `out` has, once, or `x` become it: an argument that is returned would be a view of itself."""
+    if not inplace:
+        return out.pop()
+    ctx.mark_dirty(x)
+    return x.copy_(out.pop())
 
 
 def generator_of(x: Tensor) -> torch.Generator:

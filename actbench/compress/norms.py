@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from actbench.compress import torch_internals
+from actbench.compress.codec import Kept, Quantized
 from actbench.compress.first_order import first_order
-from actbench.compress.saved import Kept
 from actbench.compress.torch_internals import batch_norm
 
 
@@ -29,7 +29,7 @@ class Normalized:
     mean: Tensor
     inverse_std: Tensor
     reserve: Tensor
-    implementation: int
+    library: int
 
     @staticmethod
     def of(
@@ -65,13 +65,12 @@ class BatchNorm(Function):
         training: bool,
         eps: float,
     ) -> Tensor:
-        """Keeps the packed input and the batch's mean and inverse standard deviation."""
-        ctx.kept, ctx.training, ctx.eps, ctx.shape = kept, training, eps, x.shape
-        ctx.implementation = found.implementation
+        """Keeps what is `kept` of x, and the batch's mean and inverse standard deviation."""
+        ctx.reading, ctx.training, ctx.eps, ctx.shape = kept.reading, training, eps, x.shape
+        ctx.library = found.library
         # In training the running statistics change with every step and play no part in backward.
         fixed = (None, None) if training else (running_mean, running_var)
-        packed = kept.pack(x.reshape(kept.packing.shape))
-        ctx.save_for_backward(weight, *fixed, found.mean, found.inverse_std, found.reserve, *packed)
+        ctx.save_for_backward(weight, *fixed, found.mean, found.inverse_std, found.reserve, *kept.tensors)
         return found.out.pop()
 
     @staticmethod
@@ -79,10 +78,10 @@ class BatchNorm(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The stock backward on the estimate of the input."""
         weight, running_mean, running_var, mean, inverse_std, reserve, *packed = ctx.saved_tensors
-        x = ctx.kept.recover(tuple(packed)).view(ctx.shape)
+        x = ctx.reading.unpack(tuple(packed)).view(ctx.shape)
         needed = _needed(ctx)
         gradients = torch_internals.batch_norm_backward(
-            ctx.implementation,
+            ctx.library,
             x,
             gradient.contiguous(),
             weight,
@@ -104,8 +103,8 @@ class BatchNormInUnits(Function):
     @staticmethod
     def forward(
         ctx: Any,
-        kept: Kept,
-        found: Normalized,
+        kept: InUnits,
+        out: list[Tensor],
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
@@ -114,20 +113,11 @@ class BatchNormInUnits(Function):
         training: bool,
         eps: float,
     ) -> Tensor:
-        """Keeps the packed u, and of each channel the inverse standard deviation and the spread of x̂.
-
-        In evaluation the running statistics and, as x̂ has a mean then, that mean.
-        """
-        ctx.kept, ctx.training, ctx.shape, ctx.eps = kept, training, x.shape, eps
-        over = tuple(each for each in range(x.dim()) if each != 1)
-        mean, inverse_std = found.mean, found.inverse_std
-        if not training:
-            mean, inverse_std = running_mean, (running_var.float() + eps).rsqrt()  # type: ignore[assignment, union-attr]
-        u, spread, center = in_units(x, by_channel(mean, x), by_channel(inverse_std, x), over, centered=training)
-        packed = kept.pack(u.view(kept.packing.shape))
-        fixed = (None, inverse_std) if training else (running_mean, running_var)
-        ctx.save_for_backward(weight, *fixed, spread, center, *packed)
-        return found.out.pop()
+        """Keeps what is `kept` of x̂, and in evaluation the running statistics; `out` has the result."""
+        ctx.reading, ctx.training, ctx.shape, ctx.eps = kept.u.reading, training, x.shape, eps
+        fixed = (None, kept.inverse_std) if training else (running_mean, running_var)
+        ctx.save_for_backward(weight, *fixed, kept.spread, kept.center, *kept.u.tensors)
+        return out.pop()
 
     @staticmethod
     @first_order
@@ -136,7 +126,7 @@ class BatchNormInUnits(Function):
         weight, running_mean, scale, spread, center, *packed = ctx.saved_tensors
         by_x, by_weight, by_bias = needed = _needed(ctx)
         if ctx.training:
-            normal = ctx.kept.recover(tuple(packed)).view(ctx.shape).mul_(spread)
+            normal = ctx.reading.unpack(tuple(packed)).view(ctx.shape).mul_(spread)
             return None, None, *batch_norm_backward(gradient, normal, weight, scale, needed), *(None,) * 4
         gradient = gradient.contiguous()
         backward = torch.ops.aten.native_batch_norm_backward
@@ -145,7 +135,7 @@ class BatchNormInUnits(Function):
             statistics = running_mean, scale, None, None, False, ctx.eps
             found[0] = backward(gradient, gradient, weight, *statistics, [True, False, False])[0]
         if by_weight or by_bias:
-            normal = ctx.kept.recover(tuple(packed)).view(ctx.shape).mul_(spread).add_(center)
+            normal = ctx.reading.unpack(tuple(packed)).view(ctx.shape).mul_(spread).add_(center)
             statistics = torch.zeros_like(scale), torch.ones_like(scale), None, None, False, 0.0
             found[1:] = backward(gradient, normal, weight, *statistics, [False, by_weight, by_bias])[1:]
         return None, None, *_where(needed, found), *(None,) * 4
@@ -156,25 +146,26 @@ class LayerNorm(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kept: Kept, x: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float
+        ctx: Any,
+        kept: InUnits,
+        out: list[Tensor],
+        x: Tensor,
+        shape: tuple[int, ...],
+        weight: Tensor | None,
+        bias: Tensor | None,
     ) -> Tensor:
-        """Keeps the packed u and each row's inverse standard deviation and spread of x̂."""
-        out, mean, inverse_std = torch.ops.aten.native_layer_norm(x, shape, weight, bias, eps)
-        ctx.kept, ctx.shape, ctx.normalized = kept, x.shape, shape
-        over = tuple(range(x.dim() - len(shape), x.dim()))
-        u, spread, _ = in_units(x, mean, inverse_std, over, centered=True)
-        packed = kept.pack(u.view(kept.packing.shape))
-        ctx.save_for_backward(weight, bias, inverse_std, spread, *packed)
-        result: Tensor = out
-        return result
+        """Keeps what is `kept` of x̂, of rows of `shape`; `out` has the result."""
+        ctx.reading, ctx.shape, ctx.normalized = kept.u.reading, x.shape, shape
+        ctx.save_for_backward(weight, bias, kept.inverse_std, kept.spread, *kept.u.tensors)
+        return out.pop()
 
     @staticmethod
     @first_order
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """The stock backward on the estimate of x̂."""
         weight, bias, inverse_std, spread, *packed = ctx.saved_tensors
-        normal = ctx.kept.recover(tuple(packed)).view(ctx.shape).mul_(spread)
-        needed = [ctx.needs_input_grad[1], ctx.needs_input_grad[3], ctx.needs_input_grad[4]]
+        normal = ctx.reading.unpack(tuple(packed)).view(ctx.shape).mul_(spread)
+        needed = [ctx.needs_input_grad[2], ctx.needs_input_grad[4], ctx.needs_input_grad[5]]
         by_x, by_weight, by_bias = torch.ops.aten.native_layer_norm_backward(
             gradient.contiguous(),
             normal,
@@ -187,25 +178,58 @@ class LayerNorm(Function):
         )
         if needed[0]:
             by_x = by_x.mul_(inverse_std)
-        return None, *_where([needed[0]], [by_x]), None, *_where(needed[1:], [by_weight, by_bias]), None
+        return None, None, *_where([needed[0]], [by_x]), None, *_where(needed[1:], [by_weight, by_bias])
 
 
-def in_units(
-    x: Tensor, mean: Tensor, inverse_std: Tensor, over: tuple[int, ...], centered: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """u of `x`, float32 of its shape, contiguous; the spread r of x̂ and, unless it is `centered`, its mean.
+@dataclass(frozen=True, eq=False)
+class InUnits:
+    """What is kept of a norm's x̂: u, the scale 1 / σ and the spread r of each group and, in evaluation, x̂'s mean."""
 
-    `over` are the dimensions of one group; `mean`, `inverse_std`, r and the mean of x̂ have 1 there. A group without a
-    spread has u = 0. r is below 1 where the norm's eps counts beside the variance.
+    u: Kept
+    inverse_std: Tensor
+    spread: Tensor
+    center: Tensor | None
+
+    @staticmethod
+    def of_channels(
+        codec: Quantized,
+        x: Tensor,
+        found: Normalized,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        training: bool,
+        eps: float,
+    ) -> InUnits:
+        """Of a batch norm's input [N, C, …]: r and the mean are [1, C, 1, …], 1 / σ is [C]."""
+        mean, inverse_std = found.mean, found.inverse_std
+        if not training:
+            assert running_mean is not None
+            assert running_var is not None
+            mean, inverse_std = running_mean, (running_var.float() + eps).rsqrt()
+        over = tuple(each for each in range(x.dim()) if each != 1)
+        normal = (x.detach().float() - by_channel(mean, x)).mul_(by_channel(inverse_std, x))
+        return _in_units(codec, normal, inverse_std, over, centered=training)
+
+    @staticmethod
+    def of_rows(codec: Quantized, x: Tensor, dimensions: int, mean: Tensor, inverse_std: Tensor) -> InUnits:
+        """Of a layer norm's input, whose rows are its last `dimensions`: all of a row have 1 there."""
+        normal = (x.detach().float() - mean).mul_(inverse_std)
+        return _in_units(codec, normal, inverse_std, tuple(range(x.dim() - dimensions, x.dim())), centered=True)
+
+
+def _in_units(codec: Quantized, normal: Tensor, inverse_std: Tensor, over: tuple[int, ...], centered: bool) -> InUnits:
+    """x̂ = `normal` of groups that `over` are the dimensions of, in units of its spread; of mean 0 if it is `centered`.
+
+    A group without a spread has u = 0. r is below 1 where the norm's eps counts beside the variance.
     """
-    normal = (x.detach().float() - mean).mul_(inverse_std).contiguous()
-    center = None
+    normal, center = normal.contiguous(), None
     if not centered:
         center = normal.mean(over, keepdim=True)
         normal.sub_(center)
     spread = torch.linalg.vector_norm(normal, dim=over, keepdim=True)
     spread.div_((normal.numel() / max(spread.numel(), 1)) ** 0.5)
-    return normal.div_(torch.where(spread > 0, spread, 1)), spread, center
+    normal.div_(torch.where(spread > 0, spread, 1))
+    return InUnits(Kept.by(codec, normal.view(codec.packing.shape)), inverse_std, spread, center)
 
 
 def batch_norm_backward(

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from actbench.compress.saved import GENERATOR_BYTES, Kept, Noise, dropout_bytes, is_smaller
+from actbench.compress.codec import GENERATOR_BYTES, Noise, Quantized, dropout_bytes, is_smaller
 from actbench.errors import SchemeError
 from actbench.quant import Rectifier
 from actbench.quant.layout import mask_bytes
@@ -180,7 +180,7 @@ def _compressed_bytes(operation: Operation, scheme: Scheme, device: str) -> int:
 def _packed_bytes(operation: Operation, scheme: Scheme, ratio: int) -> int:
     if not is_smaller(operation.rows, operation.width, torch.float32, scheme, ratio):
         return FLOAT_BYTES * operation.numel
-    kept = Kept.of(operation.rows, operation.width, torch.float32, scheme, _NO_NOISE, ratio)
+    kept = Quantized.of(operation.rows, operation.width, torch.float32, scheme, _NO_NOISE, ratio)
     return kept.packing.layout.total_bytes
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 
-from actbench.compress.saved import Keeping
+from actbench.compress.codec import Reading, multiply
 from actbench.compress.torch_internals import StorageWeakRef, foreign_hooks, pack_hook, unmoded, version_of
 from actbench.quant import Dropped, RectifiedCodes, Rectifier, scale_where
 
@@ -28,12 +28,15 @@ class _Cell:
 
 
 class Stand:
-    """Codes in place of one tensor [any shape]; `whole` once it is the tensor itself that is kept."""
+    """Codes in place of one tensor [any shape]; `whole` once it is the tensor itself that is kept.
 
-    def __init__(self, packed: tuple[Tensor, ...] = (), keeping: Keeping | None = None) -> None:
+    `tensors` are those that `function.apply` keeps for it, `reading` is how they are read if they are.
+    """
+
+    def __init__(self, tensors: tuple[Tensor, ...], reading: Reading | None = None) -> None:
         self.whole = False
-        self._keeping = keeping
-        self._places = {each.data_ptr() for each in packed}
+        self._reading = reading
+        self._places = {each.data_ptr() for each in tensors}
         self._cells: list[weakref.ref[_Cell]] = []
         self._storage: StorageWeakRef | None = None
         self._version = 0
@@ -66,21 +69,18 @@ class Stand:
                 cell.version = 0
         self.whole = True
 
-    def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
+    def unpack(self, packed: tuple[Tensor, ...]) -> Tensor:
         """The tensor, or the estimate of it."""
-        assert self._keeping is not None
-        return packed[0] if self.whole else self._keeping.recover(packed)
+        assert self._reading is not None
+        return packed[0] if self.whole else self._reading.unpack(packed)
 
     def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
         """`left` [n, rows] times that, times `scale`."""
-        assert self._keeping is not None
-        if not self.whole:
-            return self._keeping.left_product(left, packed, scale)
-        product = left @ packed[0].reshape(left.shape[1], -1).to(left.dtype)
-        return product if scale == 1 else product * scale
+        assert self._reading is not None
+        return multiply(left, packed[0], scale) if self.whole else self._reading.left_product(left, packed, scale)
 
     def _pack(self, tensor: Tensor) -> Any:
-        if tensor.layout == torch.strided and (not self._places or tensor.data_ptr() in self._places):
+        if tensor.layout == torch.strided and tensor.data_ptr() in self._places:
             cell = _Cell(tensor)
             self._cells.append(weakref.ref(cell))
             return cell

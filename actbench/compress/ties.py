@@ -19,55 +19,17 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from actbench.compress.codec import Kept, Quantized, Reading, Rectified, multiply, require_unchanged
 from actbench.compress.first_order import first_order
-from actbench.compress.functions import DrawnMask
+from actbench.compress.functions import DrawnMask, take
 from actbench.compress.norms import Normalized, batch_norm_backward
 from actbench.compress.products import content_of, looked_at_product
-from actbench.compress.saved import Keeping, Kept, Watch
 from actbench.compress.stands import Stand, pass_relu
 from actbench.compress.torch_internals import TensorWeakRef, backward_pass, version_of
 from actbench.errors import UsageError
-from actbench.quant import Dropped, RectifiedCodes, Rectifier, dense_sum, scale_where
+from actbench.quant import Dropped, RectifiedCodes, Rectifier, scale_where
 
 What = TypeVar("What")
-
-
-@dataclass(frozen=True)
-class AsIs:
-    """A matrix that is there anyway, kept by reference: data.
-
-    Where FP32 would not read it again in backward, `content` is what `dense_sum` made of it.
-    """
-
-    content: Tensor | None = None
-
-    def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
-        """It itself. Raises `UsageError` if it is not what it was."""
-        if self.content is not None:
-            require_unchanged(self.content, dense_sum(packed[0]), "data that a layer read")
-        return packed[0]
-
-    def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
-        """`left` [n, rows] times it, times `scale`."""
-        return _left_product(self, left, packed, scale)
-
-
-@dataclass(frozen=True)
-class Rectified:
-    """A ReLU's output, read from its codes."""
-
-    rectifier: Rectifier
-    watch: Watch
-
-    def recover(self, packed: tuple[Tensor, ...], dropped: Dropped | None = None) -> Tensor:
-        """An unbiased estimate, of the dropout's output after it if there was one."""
-        self.watch.check()
-        codes, scale = packed
-        return self.rectifier.dequantize((codes, scale), dropped)
-
-    def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
-        """`left` [n, rows] times the estimate, times `scale`."""
-        return _left_product(self, left, packed, scale)
 
 
 class MaskInUse:
@@ -88,39 +50,20 @@ class MaskInUse:
 class DroppedOut:
     """A dropout's output: that of `inner`, whose tensors are kept before the mask, times the mask."""
 
-    inner: Keeping
+    inner: Reading
     mask: MaskInUse
 
-    def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
+    def unpack(self, packed: tuple[Tensor, ...]) -> Tensor:
         """Exact or an unbiased estimate, as the inner one is."""
         *inner, kept = packed
         dropped = self.mask.take(kept, inner[0].device)
         if isinstance(self.inner, Rectified):
-            return self.inner.recover(tuple(inner), dropped)
-        return scale_where(self.inner.recover(tuple(inner)), dropped.mask, dropped.factor)
+            return self.inner.unpack(tuple(inner), dropped)
+        return scale_where(self.inner.unpack(tuple(inner)), dropped.mask, dropped.factor)
 
     def left_product(self, left: Tensor, packed: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
         """`left` [n, rows] times that, times `scale`."""
-        return _left_product(self, left, packed, scale)
-
-
-def _left_product(
-    keeping: AsIs | Rectified | DroppedOut, left: Tensor, packed: tuple[Tensor, ...], scale: float
-) -> Tensor:
-    x = keeping.recover(packed)
-    product = left @ x.reshape(left.shape[1], -1).to(left.dtype)
-    return product if scale == 1 else product * scale
-
-
-def require_unchanged(before: Tensor, now: Tensor, what: str) -> None:
-    """Raise `UsageError` if the sums of a content differ; `what` says to a user of what. Waits for a GPU."""
-    if now.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
-    if not torch.equal(before, now):
-        raise UsageError(
-            f"{what} in forward was changed before backward came to read it again, in memory that it shares with "
-            "another tensor or array: change a copy, or open compress('fp32') around that part."
-        )
+        return multiply(left, self.unpack(packed), scale)
 
 
 class Knot(Generic[What]):
@@ -169,7 +112,7 @@ class Normed:
     knot: Rectifying
     weight: Tensor
     bias: Tensor
-    kept: Kept | None = None
+    codec: Quantized | None = None
     """How x̂ is kept for operations other than ReLU, if there are any."""
     late: Tensor | None = None
 
@@ -204,13 +147,13 @@ class Norm(Function):
                 by_y = by_y + rectifier.passed(by_tie, codes, dropped)
         if by_y is None:
             return (None,) * 5
-        if normed.late is None or normed.kept is None:
+        if normed.late is None or normed.codec is None:
             raise UsageError(
                 f"what was made of {normed.name} went into an operation that compress cannot see, as an autograd "
                 "function of your own, and into a ReLU: open compress('int4') or 'fp32' around that part."
             )
         packed = normed.late.grad_fn.saved_tensors  # type: ignore[union-attr]
-        normal = normed.kept.recover(packed)
+        normal = normed.codec.unpack(packed)
         return None, None, *batch_norm_backward(by_y, normal, weight, inverse_std, list(ctx.needs_input_grad[2:5]))
 
 
@@ -245,7 +188,7 @@ class Rectify(Function):
         x: Tensor,
         tie: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Keeps the codes of `x`, or what `stand` gives way to. Returns the result and a tie for dropout.
+        """Keeps the `codes` of x, or what `stand` gives way to. Returns the result and a tie for dropout.
 
         The tie's knot is `knot`. With a `tie` of the batch norm that made x, the gradient goes along that one, with the
         knot `onward`, and there is no `stand`.
@@ -289,18 +232,20 @@ class DropRectified(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mask: MaskInUse, knot: Dropping, kept: list[Tensor], inplace: bool, x: Tensor, tie: Tensor
+        ctx: Any,
+        x: Tensor,
+        tie: Tensor,
+        inplace: bool,
+        out: list[Tensor],
+        mask: MaskInUse,
+        kept: Tensor,
+        knot: Dropping,
     ) -> Tensor:
-        """Keeps the mask or what it is drawn from, and appends it to `kept`."""
+        """Keeps what is `kept` of the mask; `out` has what it makes of `x`."""
         ctx.mask, ctx.knot = mask, knot
         ctx.x = None if inplace else TensorWeakRef(x)
-        out, of_mask = mask.drawn.draw(x)
-        kept.append(of_mask)
-        ctx.save_for_backward(of_mask)
-        if inplace:
-            ctx.mark_dirty(x)
-            return x.copy_(out)
-        return out
+        ctx.save_for_backward(kept)
+        return take(ctx, out, x, inplace)
 
     @staticmethod
     @first_order
@@ -311,7 +256,7 @@ class DropRectified(Function):
         given = _lives(ctx.x)
         ctx.knot.leave((dropped, given))
         by_x = scale_where(gradient, dropped.mask, dropped.factor) if given else None
-        return *(None,) * 4, by_x, gradient
+        return by_x, gradient, *(None,) * 5
 
 
 class Elu(Function):
@@ -319,15 +264,18 @@ class Elu(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rectifier: Rectifier, codes: RectifiedCodes, alpha: float, inplace: bool, x: Tensor, out: Tensor
+        ctx: Any,
+        x: Tensor,
+        alpha: float,
+        inplace: bool,
+        out: list[Tensor],
+        rectifier: Rectifier,
+        codes: RectifiedCodes,
     ) -> Tensor:
-        """Keeps the codes; `out` is what the stock function made of `x`."""
+        """Keeps the `codes` of the result's negative; `out` has the result."""
         ctx.rectifier, ctx.alpha = rectifier, alpha
         ctx.save_for_backward(*codes)
-        if inplace:
-            ctx.mark_dirty(x)
-            return x.copy_(out)
-        return out
+        return take(ctx, out, x, inplace)
 
     @staticmethod
     @first_order
@@ -336,7 +284,7 @@ class Elu(Function):
         codes = ctx.saved_tensors
         negative = ctx.rectifier.dequantize(codes)
         by_x = gradient + ctx.rectifier.passed(gradient * (ctx.alpha - 1 - negative), codes)
-        return None, None, None, None, by_x, None
+        return by_x, None, None, None, None, None
 
 
 class ProductLinear(Function):
@@ -346,8 +294,7 @@ class ProductLinear(Function):
     def forward(
         ctx: Any,
         product: Callable[..., Tensor],
-        kept: Keeping,
-        packed: tuple[Tensor, ...],
+        kept: Kept,
         content: Tensor,
         reduce: str | None,
         adjacency: Tensor,
@@ -356,13 +303,13 @@ class ProductLinear(Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        """Keeps the adjacency, `packed`, which `kept` reads x from, and the weight if x needs a gradient.
+        """Keeps the adjacency, what is `kept` of x, and the weight if x needs a gradient.
 
         `aggregated` is A x by `reduce`, made when `content` was what A held.
         """
-        ctx.kept, ctx.content, ctx.reduce = kept, content, reduce
+        ctx.reading, ctx.content, ctx.reduce = kept.reading, content, reduce
         ctx.aggregated = TensorWeakRef(aggregated)
-        ctx.save_for_backward(adjacency, weight if x.requires_grad else None, *packed)
+        ctx.save_for_backward(adjacency, weight if x.requires_grad else None, *kept.tensors)
         return product(aggregated, weight) if bias is None else product(aggregated, weight, bias)
 
     @staticmethod
@@ -371,21 +318,21 @@ class ProductLinear(Function):
         """Exact for x, by way of `aggregated` as long as that lives, and bias, an estimate for the weight."""
         adjacency, weight, *packed = ctx.saved_tensors
         by_aggregated = by_x = by_weight = by_bias = None
-        if ctx.needs_input_grad[9]:
+        if ctx.needs_input_grad[8]:
             by_bias = gradient.sum(0)
-        if ctx.needs_input_grad[6] and _lives(ctx.aggregated):
+        if ctx.needs_input_grad[5] and _lives(ctx.aggregated):
             by_aggregated = gradient @ weight.to(gradient.dtype)
-        if ctx.needs_input_grad[7] or ctx.needs_input_grad[8]:
+        if ctx.needs_input_grad[6] or ctx.needs_input_grad[7]:
             content = content_of(adjacency)
             require_unchanged(ctx.content, content, "an adjacency that was multiplied by")
             # Under autocast the gradient is shorter than the adjacency.
             g = looked_at_product(adjacency, gradient.to(adjacency.dtype), ctx.reduce, content)
             # First the weight's, so that what x is read back into is gone before x's own is made.
-            if ctx.needs_input_grad[8]:
-                by_weight = ctx.kept.left_product(g.t(), tuple(packed))
-            if ctx.needs_input_grad[7] and by_aggregated is None:
+            if ctx.needs_input_grad[7]:
+                by_weight = ctx.reading.left_product(g.t(), tuple(packed))
+            if ctx.needs_input_grad[6] and by_aggregated is None:
                 by_x = g @ weight.to(g.dtype)
-        return *(None,) * 6, by_aggregated, by_x, by_weight, by_bias
+        return *(None,) * 5, by_aggregated, by_x, by_weight, by_bias
 
 
 def _lives(x: TensorWeakRef | None) -> bool:

@@ -11,7 +11,7 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_hook
 
 from actbench.compress.tensors import has_memory, tensors_in
-from actbench.compress.torch_internals import StorageWeakRef, foreign_hooks, saved_by
+from actbench.compress.torch_internals import foreign_hooks, saved_by
 
 _MOST_NAMES: Final = 8
 _MOST_NODES: Final = 256
@@ -21,7 +21,6 @@ class Witness:
     """Sees what stays in float, so that nobody keeps a code of it besides, and who must be told if all of it does."""
 
     def __init__(self) -> None:
-        self._storages: dict[int, StorageWeakRef] = {}
         self._modules: dict[str, None] = {}
         self._functions: dict[str, None] = {}
         self._scripted = False
@@ -30,7 +29,6 @@ class Witness:
 
     def begin(self) -> None:
         """Until something has been compressed or told of, look at every module that is called."""
-        self.forget()
         self._modules, self._functions, self._scripted = {}, {}, False
         if self._looks_at_modules:
             self._handle = register_module_forward_hook(self._see_module)
@@ -40,10 +38,6 @@ class Witness:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-
-    def forget(self) -> None:
-        """Forget which storages are kept."""
-        self._storages.clear()
 
     def told(self) -> None:
         """Look at no modules any more, in later forward passes either."""
@@ -55,11 +49,6 @@ class Witness:
         if not (self._looks_at_modules and (self._functions or self._scripted)):
             return ""
         return ", ".join(list(self._modules or self._functions)[:_MOST_NAMES])
-
-    def keeps(self, x: Tensor) -> bool:
-        """Whether an operation that no rule covers keeps the memory of `x`."""
-        known = self._storages.get(x.untyped_storage().data_ptr())
-        return known is not None and not known.expired()
 
     def see(
         self, func: Callable[..., Any], out: Any, arguments: tuple[Any, ...], is_data: Callable[[Tensor], bool]
@@ -75,7 +64,6 @@ class Witness:
             storage = tensor.untyped_storage()
             if tensor.is_floating_point() and storage.data_ptr() not in stays and storage.nbytes() > 0:
                 kept.append(tensor)
-                self._storages[storage.data_ptr()] = StorageWeakRef(storage)
                 if len(self._functions) < _MOST_NAMES:
                     self._functions[getattr(func, "__name__", str(func)).strip("_")] = None
         return kept

@@ -18,14 +18,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from actbench.compress.saved import Kept
+from actbench.compress.codec import Quantized
 from actbench.quant import Packing, dequantize, quantize
 from actbench.quant.layout import Layout
 from actbench.quant.levels import clipped_normal_masses, expected_variance, level_table, uniform_variance
 from actbench.quant.packed import Packed
 from actbench.scheme import LEVELS, Scheme
 from actbench.studies.fixed_weights import FixedWeights
-from actbench.studies.substitution import Substituted, seen
+from actbench.studies.substitution import seen, substituted
 
 BINS: Final = 48
 """Of the histogram over [0, B]: a multiple of B for 2 bits, so that the levels lie on borders of bins."""
@@ -112,7 +112,7 @@ def study_calls(
     """
     found: list[CallFound] = []
 
-    def substitute(call: str, kept: Kept) -> Kept:
+    def substitute(call: str, kept: Quantized) -> Quantized:
         def see(x: Tensor) -> None:
             report(call)
             found.append(study(call, x, kept, draws))
@@ -120,11 +120,11 @@ def study_calls(
         return seen(kept, see)
 
     if scheme.keeps_inputs:
-        weights.forward(Substituted(scheme, 0, substitute))
+        weights.forward(substituted(scheme, 0, substitute))
     return found
 
 
-def study(call: str, x: Tensor, kept: Kept, draws: int) -> CallFound:
+def study(call: str, x: Tensor, kept: Quantized, draws: int) -> CallFound:
     """The study of one call's input `x` [rows, width], which is `kept` so."""
     x = x.detach()
     rows = x.shape[0]
@@ -255,7 +255,9 @@ def expected_squares(values: Tensor, packing: Packing, names: Iterable[str] = LE
     return {name: rounding_variance(t, edges).mul_(step).mul_(step) for name, edges in tables.items()}
 
 
-def _study_levels(values: Tensor, kept: Kept, packing: Packing, edges: tuple[float, ...], draws: int) -> LevelsFound:
+def _study_levels(
+    values: Tensor, kept: Quantized, packing: Packing, edges: tuple[float, ...], draws: int
+) -> LevelsFound:
     packing = replace(packing, levels=edges)
     expected = spread = absolute = measured = 0.0
     elements = 0

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actbench.compress.saved import Kept
+from actbench.compress.codec import Quantized
 from actbench.errors import ActbenchError
 from actbench.scheme import Scheme
 from actbench.studies.bounds import LEAST_DRAWS
 from actbench.studies.fixed_weights import FixedWeights
-from actbench.studies.substitution import Substituted, unrounded
+from actbench.studies.substitution import substituted, unrounded
 
 Squares = tuple[float, float, float]
 """‖ĝ - g‖², ‖g_P - g‖² and ‖ĝ - g_P‖² of one draw."""
@@ -83,7 +83,7 @@ def measure_gradient_noise(
     squares: dict[str, list[Squares]] = {name: [] for name in exact_gradients}
     for seed in range(draws):
         noisy = weights.gradients(weights.compress(scheme, seed))
-        projected = weights.gradients(Substituted(scheme, seed, unrounded)) if projects else exact_gradients
+        projected = weights.gradients(substituted(scheme, seed, unrounded)) if projects else exact_gradients
         for name, g in exact_gradients.items():
             deviation, by_projection = (found[name].double() - g.double() for found in (noisy, projected))
             by_rounding = deviation - by_projection
@@ -118,12 +118,12 @@ def _projects(weights: FixedWeights, scheme: Scheme) -> bool:
     """Whether `scheme` projects any of the inputs that it keeps."""
     found = []
 
-    def look(call: str, kept: Kept) -> Kept:
+    def look(call: str, kept: Quantized) -> Quantized:
         found.append(kept.projection is not None)
         return kept
 
     if scheme.keeps_inputs:
-        weights.forward(Substituted(scheme, 0, look))
+        weights.forward(substituted(scheme, 0, look))
     return any(found)
 
 

@@ -6,39 +6,42 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from actbench.compress import Compression
-from actbench.compress.saved import Kept
+from actbench.compress.codec import Quantized
+from actbench.compress.rules import Rules
 from actbench.scheme import Scheme
 
-Substitute = Callable[[str, Kept], Kept]
+Substitute = Callable[[str, Quantized], Quantized]
 """From a call's name, as "linear 2", and how the scheme keeps its input to how that is kept instead."""
 
 
-class Substituted(Compression):
+def substituted(scheme: Scheme, seed: int, substitute: Substitute) -> Compression:
     """As `compress(scheme, seed)`, with equal noise, but each kept input goes through `substitute`."""
+    return Compression(_Substituted(scheme, seed, substitute))
 
+
+class _Substituted(Rules):
     def __init__(self, scheme: Scheme, seed: int, substitute: Substitute) -> None:
         super().__init__(scheme, seed)
         self._substitute = substitute
 
-    def keep(self, operation: str, rows: int, width: int, dtype: torch.dtype, projected: bool) -> Kept | None:
+    def codec(self, operation: str, x: Tensor, width: int, projected: bool) -> Quantized | None:
         """What `substitute` makes of how the scheme keeps that input; None where it is kept as it is anyway."""
-        kept = super().keep(operation, rows, width, dtype, projected)
-        return kept and self._substitute(f"{operation} {self._calls[operation]}", kept)
+        codec = super().codec(operation, x, width, projected)
+        return codec and self._substitute(f"{operation} {self.calls[operation]}", codec)
 
 
 @dataclass(frozen=True)
-class Unrounded(Kept):
+class Unrounded(Quantized):
     """Kept as floats: x, or x P under the very projection that the scheme draws, with nothing quantized."""
 
     def pack(self, x: Tensor) -> tuple[Tensor, ...]:
         """x or x P."""
         return (x.clone() if self.projection is None else x @ self.projection.matrix(x),)
 
-    def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
+    def unpack(self, packed: tuple[Tensor, ...]) -> Tensor:
         """x or x P Pᵀ."""
         (u,) = packed
         return u if self.projection is None else u @ self.projection.matrix(u).t()
@@ -62,7 +65,7 @@ class Exact(Unrounded):
 
 
 @dataclass(frozen=True)
-class Seen(Kept):
+class Seen(Quantized):
     """Kept as the scheme says, and shown to `see` before that."""
 
     see: Callable[[Tensor], None] = lambda x: None
@@ -99,39 +102,39 @@ class Redrawn(Exact):
 
     redraw: Callable[[Tensor], Tensor] = lambda x: x
 
-    def recover(self, packed: tuple[Tensor, ...]) -> Tensor:
+    def unpack(self, packed: tuple[Tensor, ...]) -> Tensor:
         """What `redraw` makes of x."""
         return self.redraw(packed[0])
 
 
-def unrounded(call: str, kept: Kept) -> Kept:
+def unrounded(call: str, kept: Quantized) -> Quantized:
     """A substitute: every input projected as the scheme says and not rounded."""
     return Unrounded(**_fields(kept))
 
 
-def exact(call: str, kept: Kept) -> Kept:
+def exact(call: str, kept: Quantized) -> Quantized:
     """A substitute: every input as it is."""
     return Exact(**_fields(kept))
 
 
-def seen(kept: Kept, see: Callable[[Tensor], None]) -> Kept:
+def seen(kept: Quantized, see: Callable[[Tensor], None]) -> Quantized:
     """`kept`, shown to `see`."""
     return Seen(**_fields(kept), see=see)
 
 
 def probed(
-    kept: Kept,
+    kept: Quantized,
     see_product: Callable[[Tensor, Tensor], object] | None,
     see_input: Callable[[Tensor], object] | None = None,
-) -> Kept:
+) -> Quantized:
     """The input that `kept` is of, as it is, shown to one or the other."""
     return Probed(**_fields(kept), see_input=see_input, see_product=see_product)
 
 
-def redrawn(kept: Kept, redraw: Callable[[Tensor], Tensor]) -> Kept:
+def redrawn(kept: Quantized, redraw: Callable[[Tensor], Tensor]) -> Quantized:
     """The input that `kept` is of, as it is, and in backward as `redraw` makes it; not for a linear's."""
     return Redrawn(**_fields(kept), redraw=redraw)
 
 
-def _fields(kept: Kept) -> dict[str, Any]:
+def _fields(kept: Quantized) -> dict[str, Any]:
     return {field.name: getattr(kept, field.name) for field in fields(kept)}

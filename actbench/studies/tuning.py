@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 import torch
 from torch import Tensor
 
-from actbench.compress.saved import Kept, Noise
+from actbench.compress.codec import Noise, Quantized
 from actbench.errors import ActbenchError, UsageError
 from actbench.quant import Packing, Projection, dequantize, quantize
 from actbench.quant.layout import projected_width
@@ -31,7 +31,7 @@ from actbench.studies import knapsack
 from actbench.studies.distribution import expected_squares, sampled_rows
 from actbench.studies.fixed_weights import FixedWeights
 from actbench.studies.gradient_noise import Estimate, estimate
-from actbench.studies.substitution import Substituted, exact, probed, redrawn
+from actbench.studies.substitution import exact, probed, redrawn, substituted
 
 BLOCKS: Final = (32, 64, 128, 256, 1024)
 PROJECTIONS: Final = (1, 2, 4, 8)
@@ -135,10 +135,10 @@ class _Batch:
             packing = Packing.of(x.shape, x.dtype, _scheme_of_choice(choice))
             return dequantize(quantize(x, packing, seed, Noise(seed, 0).rounding_stream), packing)
 
-        def substitute(at: str, kept: Kept) -> Kept:
+        def substitute(at: str, kept: Quantized) -> Quantized:
             return redrawn(kept, redraw) if at == call else exact(at, kept)
 
-        loss = self.weights.forward(Substituted(_EIGHT_BITS, 0, substitute))
+        loss = self.weights.forward(substituted(_EIGHT_BITS, 0, substitute))
         g = self.weights.backward(loss, again=True)
         found = []
         for choice in choices:
@@ -332,11 +332,11 @@ def _shapes(weights: FixedWeights) -> dict[str, tuple[int, int]]:
     """Every kept input [rows, width] by its call."""
     found: dict[str, tuple[int, int]] = {}
 
-    def look(call: str, kept: Kept) -> Kept:
+    def look(call: str, kept: Quantized) -> Quantized:
         found[call] = kept.packing.shape[0], kept.width
         return kept
 
-    weights.forward(Substituted(_EIGHT_BITS, 0, look))
+    weights.forward(substituted(_EIGHT_BITS, 0, look))
     return found
 
 
@@ -349,14 +349,14 @@ def reckon(
     """
     found: dict[str, dict[Choice, float]] = {}
 
-    def substitute(call: str, kept: Kept) -> Kept:
+    def substitute(call: str, kept: Quantized) -> Quantized:
         if call not in calls:
             return exact(call, kept)
         if _place(call)[0] in PROJECTED:
             return probed(kept, lambda x, left: found.update({call: _reckon_linear(x, left, kept, report)}))
         return probed(kept, None, lambda x: found.update({call: _reckon_other(x, report)}))
 
-    gradients = weights.gradients(Substituted(_EIGHT_BITS, seed, substitute))
+    gradients = weights.gradients(substituted(_EIGHT_BITS, seed, substitute))
     norm = _square(gradients)
     return {
         call: {c: v / norm if _place(call)[0] in PROJECTED else v for c, v in each.items()}
@@ -364,7 +364,7 @@ def reckon(
     }
 
 
-def _reckon_linear(x: Tensor, left: Tensor, kept: Kept, report: Callable[[str], None]) -> dict[Choice, float]:
+def _reckon_linear(x: Tensor, left: Tensor, kept: Quantized, report: Callable[[str], None]) -> dict[Choice, float]:
     report(f"reckoning {kept.name}")
     x, left = x.float(), left.float()
     width = x.shape[1]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import actbench
 from actbench.compress import Compression, Ledger, compress, predict_saved_bytes, require_calls, run_layer
 from actbench.compress.offload import Offload
+from actbench.compress.rules import Rules
 from actbench.errors import SchemeError, UsageError
 from actbench.models import Architecture, Network, adjacency_of, operations
 from actbench.models.network import Model
@@ -33,7 +34,7 @@ def resident(network: nn.Module, *graph: Tensor) -> list[Tensor]:
 def context(scheme: str, kept: list[Tensor]) -> Compression:
     """`compress(scheme)`, where offload takes the CPU for a device whose tensors it moves."""
     if scheme == "offload":
-        return Compression(Scheme.parse(scheme), 0, Offload(kept, source="cpu"))
+        return Compression(Rules(Scheme.parse(scheme), 0), Offload(kept, source="cpu"))
     return actbench.compress(scheme, seed=0)
 
 
@@ -378,7 +379,7 @@ def test_the_innermost_scheme_decides_inside_autocast_too(outer: str, inner: str
 
 
 def test_a_scheme_inside_of_offload_keeps_its_tensors_where_they_are() -> None:
-    outer = Compression(Scheme.parse("offload"), 0, Offload(source="cpu"))
+    outer = Compression(Rules(Scheme.parse("offload"), 0), Offload(source="cpu"))
     lin, x = torch.nn.Linear(8, 8), torch.randn(16, 8)
     with outer:
         with compress("fp32"):

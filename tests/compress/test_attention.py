@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import actbench
 from actbench.compress import Edges, Ledger, aggregate, drop_edges, edge_scores, edge_softmax
 from actbench.compress.attention import kept_edges
-from actbench.compress.saved import Kept, Noise
+from actbench.compress.codec import Noise, Quantized
 from actbench.graphs import looped_adjacency
 from actbench.scheme import Scheme
 from tests.compress.test_unbiased import PASSES, rounding_variance
@@ -111,7 +111,7 @@ def test_what_compression_keeps_of_attention(scheme: str) -> None:
     assert torch.equal(*outs)
     # Scores and x are the test's own and there anyway; both schemes keep the coefficients as they are.
     assert kept["fp32"] == [("edge_softmax", "float32", count * HEADS * 4)]
-    packing = Kept.of(NODES, HEADS * CHANNELS, x.dtype, Scheme.parse(scheme), Noise(0, 0), 1).packing
+    packing = Quantized.of(NODES, HEADS * CHANNELS, x.dtype, Scheme.parse(scheme), Noise(0, 0), 1).packing
     assert [e for e in kept[scheme] if e[1] != "bfloat16"] == [
         ("leaky_relu", "uint8", -(-count * HEADS // 8)),
         ("edge_softmax", "float32", count * HEADS * 4),
@@ -161,7 +161,7 @@ def test_the_gradient_of_scores_is_unbiased_and_that_of_x_exact(text: str) -> No
         assert torch.equal(by_x, exact_x)
         total += by_scores
 
-    kept = Kept.of(NODES, HEADS * CHANNELS, x.dtype, scheme, Noise(0, 0), 1)
+    kept = Quantized.of(NODES, HEADS * CHANNELS, x.dtype, scheme, Noise(0, 0), 1)
     v = rounding_variance(kept, x.detach().reshape(NODES, -1))[2].view(NODES, HEADS, CHANNELS)
     row, col = chosen.spread(torch.arange(NODES)), chosen.col.long()
     coefficients = edge_softmax(chosen, F.leaky_relu(scores.detach(), 0.2)).double()

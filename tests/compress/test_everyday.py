@@ -24,8 +24,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import actbench
-from actbench.compress import Ledger, attention, derived, functions, norms
-from actbench.compress.interception import open_compressions
+from actbench.compress import Ledger, attention, functions, norms, ties
+from actbench.compress.context import open_compressions
 from actbench.errors import NonFiniteError, UsageError
 from actbench.graphs import mean_adjacency
 from actbench.models import Architecture, Network
@@ -243,7 +243,7 @@ def test_a_gradient_that_is_taken_in_forward_is_refused_there(scheme: str) -> No
 
 FUNCTIONS = {
     name
-    for module in (functions, derived, attention, norms)
+    for module in (functions, ties, attention, norms)
     for name, value in vars(module).items()
     if isinstance(value, type) and issubclass(value, torch.autograd.Function)
 }
@@ -251,7 +251,7 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("name", sorted(FUNCTIONS - {"Function"}))
 def test_every_function_of_ours_guards_its_backward(name: str) -> None:
-    owner = next(getattr(module, name) for module in (functions, derived, attention, norms) if hasattr(module, name))
+    owner = next(getattr(module, name) for module in (functions, ties, attention, norms) if hasattr(module, name))
     with pytest.raises(UsageError, match="no second derivative"), torch.enable_grad():
         owner.backward(None)
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import actbench
-from actbench.compress.saved import _flags
+from actbench.compress.watch import _flags
 from actbench.models import Architecture, Model, Network, adjacency_of
 from actbench.runs.execute import execute
 from actbench.scheme import NAMED
@@ -130,7 +130,7 @@ def train(model: Model, scheme: str, epochs: int, look: list[int]) -> list[Count
             del logits
             if epoch in look:
                 found.append(Counter(made.alive()))
-    assert compression.watch._names == {}
+    assert compression.rules.watch._names == {}
     return found
 
 

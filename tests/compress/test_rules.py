@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import GCNConv, SAGEConv
 
 import actbench
-from actbench.compress import Ledger, saved
-from actbench.compress.saved import Watch
+from actbench.compress import Ledger, watch
+from actbench.compress.watch import Watch
 from actbench.errors import NonFiniteError, SchemeError
 from actbench.graphs import mean_adjacency
 from actbench.quant import mersenne
@@ -487,8 +487,8 @@ def test_a_flag_that_a_gpu_sets_late_is_found_in_backward_or_by_the_next_forward
     x = torch.randn(20, 5)
     with actbench.compress("exact") as compression:
         out = linear(x)
-        kept = out.grad_fn.kept
-        late = compression.watch.flag(kept._keeping.name, x.device)
+        stand = out.grad_fn.reading
+        late = compression.rules.watch.flag(stand._reading.name, x.device)
     late.fill_(1)
     with pytest.raises(NonFiniteError, match="the input of linear 1"):
         out.sum().backward()
@@ -522,7 +522,7 @@ def test_a_gpus_flags_are_there_before_a_graph_is_captured(
     asked: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialised)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    monkeypatch.setattr(saved, "_flags", asked.append)
+    monkeypatch.setattr(watch, "_flags", asked.append)
     Watch()
     assert asked == allocated
 

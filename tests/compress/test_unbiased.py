@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import actbench
-from actbench.compress.saved import Kept, Noise
+from actbench.compress.codec import Noise, Quantized
 from actbench.quant.packed import dequantize
 from actbench.scheme import Scheme
 
@@ -17,7 +17,7 @@ FIRST_ALONE = [SCHEMES[0], *(pytest.param(each, marks=pytest.mark.slow) for each
 """The other schemes' means take their time."""
 
 
-def rounding_variance(kept: Kept, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rounding_variance(kept: Quantized, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For every stored value of `x`, in float64: its two ends and the variance (x - l)(h - x) between them."""
     stored = x @ kept.projection.matrix(x) if kept.projection else x
     packing = kept.packing
@@ -32,9 +32,9 @@ def rounding_variance(kept: Kept, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return lower.view(stored.shape), upper.view(stored.shape), variance.view(stored.shape)
 
 
-def kept_as(scheme: Scheme, x: Tensor, seed: int, index: int, projected: bool) -> Kept:
+def kept_as(scheme: Scheme, x: Tensor, seed: int, index: int, projected: bool) -> Quantized:
     ratio = scheme.projection if projected else 1
-    return Kept.of(x.shape[0], x.shape[1], x.dtype, scheme, Noise(seed, index), ratio)
+    return Quantized.of(x.shape[0], x.shape[1], x.dtype, scheme, Noise(seed, index), ratio)
 
 
 @pytest.mark.parametrize("text", FIRST_ALONE)
@@ -150,7 +150,7 @@ def test_dequantize_is_what_recover_uses_without_projection() -> None:
     x = torch.randn(8, 5)
     kept = kept_as(Scheme.parse("exact"), x, 3, 1, projected=False)
     packed = kept.pack(x)
-    assert torch.equal(kept.recover(packed), dequantize(packed, kept.packing))
+    assert torch.equal(kept.unpack(packed), dequantize(packed, kept.packing))
 
 
 def test_a_product_never_needs_the_recovered_matrix() -> None:
@@ -159,6 +159,6 @@ def test_a_product_never_needs_the_recovered_matrix() -> None:
     x, left = torch.randn(30, 40), torch.randn(4, 30)
     kept = kept_as(Scheme.parse("exact"), x, 3, 1, projected=True)
     packed = kept.pack(x)
-    short, long = kept.left_product(left, packed), left @ kept.recover(packed)
-    bound = (left.abs() @ kept.recover(packed).abs()) * (30 + 5) * 2.0**-22
+    short, long = kept.left_product(left, packed), left @ kept.unpack(packed)
+    bound = (left.abs() @ kept.unpack(packed).abs()) * (30 + 5) * 2.0**-22
     assert bool(((short - long).abs() <= bound + 40 * 2.0**-20).all())

@@ -250,7 +250,7 @@ def test_what_goes_wrong_in_training_is_a_record_of_how_far_it_came(
 def test_a_loss_that_is_not_finite_names_the_tensor_that_a_gpu_has_flagged(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Trainer, compression: Any, *_: Any) -> float:
         # The first epoch's compression comes wrapped in ledgers, so an epoch without them it is.
-        compression.watch.flag("the input of linear 1", torch.device("cpu")).fill_(1)
+        compression.rules.watch.flag("the input of linear 1", torch.device("cpu")).fill_(1)
         raise FloatingPointError("the training loss is nan")
 
     monkeypatch.setattr("actbench.runs.measure._first_epoch", lambda trainer, compression, record: 0.0)

@@ -11,7 +11,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import norm
 from torch import Tensor
 
-from actbench.compress.saved import Kept, Noise
+from actbench.compress.codec import Noise, Quantized
 from actbench.quant.layout import Layout
 from actbench.quant.levels import clipped_normal_masses, clipped_normal_sigma, level_table, uniform_variance
 from actbench.scheme import Scheme
@@ -34,7 +34,7 @@ STANDARD_ERRORS = 5
 
 
 def studied(x: torch.Tensor, text: str, draws: int = 4, ratio: int = 1) -> CallFound:
-    kept = Kept.of(x.shape[0], x.shape[1], x.dtype, Scheme.parse(text), Noise(0, 0), ratio)
+    kept = Quantized.of(x.shape[0], x.shape[1], x.dtype, Scheme.parse(text), Noise(0, 0), ratio)
     return study("linear 1", x, kept, draws)
 
 
@@ -196,5 +196,5 @@ def test_a_norms_narrow_column_drowns_in_a_block_of_wide_ones() -> None:
     assert study("linear 1", x, _kept(x), draws=1).worst_column is None
 
 
-def _kept(x: Tensor) -> Kept:
-    return Kept.of(x.shape[0], x.shape[1], x.dtype, Scheme.parse("exact"), Noise(0, 0), 1)
+def _kept(x: Tensor) -> Quantized:
+    return Quantized.of(x.shape[0], x.shape[1], x.dtype, Scheme.parse("exact"), Noise(0, 0), 1)

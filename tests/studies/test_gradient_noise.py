@@ -15,7 +15,7 @@ from actbench.quant import Projection
 from actbench.scheme import Scheme
 from actbench.studies.fixed_weights import FixedWeights
 from actbench.studies.gradient_noise import Estimate, GradientNoise, bias_of_mean, measure_gradient_noise
-from actbench.studies.substitution import Substituted, exact, unrounded
+from actbench.studies.substitution import exact, substituted, unrounded
 from actbench.training import recipe_for
 from actbench.training.recipe import Sampler
 from tests.training.test_training import tiny
@@ -171,7 +171,7 @@ def test_kept_exactly_the_gradient_is_fp32s_and_projected_it_is_times_p_p_transp
     scheme = Scheme.parse("exact:projection=3")
     g, kept, projected = (
         weights.gradients(context)["convs.0.lin_r.weight"].double()
-        for context in (None, Substituted(scheme, 7, exact), Substituted(scheme, 7, unrounded))
+        for context in (None, substituted(scheme, 7, exact), substituted(scheme, 7, unrounded))
     )
     # A float32 sum of n products is within n · 2**-24 times their magnitudes: Σ|∂z_i| < 1 and |x| <= 12.
     assert float((kept - g).abs().max()) <= 2 * 90 * 2.0**-24 * 12
