@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 
-from actbench.compress.codec import Exact, Kept, Quantized, Rectified, is_smaller
+from actbench.compress.codec import Exact, Kept, Quantized, is_smaller
 from actbench.compress.forward import Node
 from actbench.compress.functions import SparseProduct
-from actbench.compress.norms import InUnits, LayerNorm, Normalized
+from actbench.compress.norms import Normalized
 from actbench.compress.products import content_of
 from actbench.compress.rules import Rules, apply, compressible, is_layer
 from actbench.compress.stands import Stand
@@ -31,7 +31,6 @@ from actbench.compress.ties import (
     DroppedOut,
     Dropping,
     DropRectified,
-    Elu,
     Late,
     MaskInUse,
     Norm,
@@ -48,7 +47,7 @@ from actbench.compress.torch_internals import (
     unmoded,
     version_of,
 )
-from actbench.quant import Rectifier, dense_sum
+from actbench.quant import dense_sum
 from actbench.scheme import Scheme
 
 
@@ -153,14 +152,6 @@ class Derivation(Rules):
         """The operation that made `x`; None if it is unknown or if somebody wants to see the gradient by x itself."""
         node = None if is_watched(x) else self.forward.find(x)
         return None if node is None else node.operation
-
-    def _rectify(self, x: Tensor, operation: str) -> tuple[Rectified, tuple[Tensor, Tensor]]:
-        """The codec of what is positive in `x`, for the next call of `operation`, and its codes."""
-        self.found = True
-        rectifier = Rectifier.of(x.shape, x.dtype, self.scheme)
-        noise = self.noise()
-        codec = Rectified(rectifier, noise, self.next_call(operation, x), self.watch)
-        return codec, codec.pack(x.detach())
 
     def _settle_dying(self) -> None:
         """Keep the batch norms' outputs that nobody else holds any more, and that so went where no context sees."""
@@ -286,7 +277,9 @@ class Derivation(Rules):
             # Of a function that changes a view torch allows no second result.
             return super().relu(func, input, inplace)
         maker = self._made_by(input)
-        codec, codes = self._rectify(input, "relu")
+        self.found = True
+        codec = self.rectified("relu", input)
+        codes = codec.pack(input.detach())
         onward = tie = None
         if isinstance(maker, BatchNormed) and maker.tie is not None:
             # One consumer a tie: what takes this output later is met by `_settle`.
@@ -302,41 +295,6 @@ class Derivation(Rules):
         self.forward.record(out, Rectifies(next_tie, knot))
         self._serve(out, Kept(codec, codes))
         return out
-
-    def elu(
-        self, func: Callable[..., Tensor], input: Tensor, alpha: float = 1.0, inplace: bool = False
-    ) -> Tensor | None:
-        """`F.elu`: a code of what it made of values below 0."""
-        if not (compressible(input) and input.requires_grad and alpha > 0) or self.forward.keeps_in_float(input):
-            return None
-        out = func(input.detach(), alpha)
-        codec, codes = self._rectify(-out, "elu")
-        return apply(Elu, input, alpha, inplace, [out], codec.rectifier, codes)
-
-    def layer_norm(
-        self,
-        func: Callable[..., Tensor],
-        input: Tensor,
-        normalized_shape: list[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Tensor | None:
-        """`F.layer_norm`: the input kept quantized in the units of each row."""
-        needed = any(t is not None and t.requires_grad for t in (input, weight))
-        shape = tuple(normalized_shape)
-        if not (needed and compressible(input) and shape == input.shape[input.dim() - len(shape) :]):
-            return None
-        if torch.is_autocast_enabled(input.device.type):
-            # Autocast has a dtype of its own for it.
-            return None
-        codec = self.codec("layer_norm", input, input.shape[-1], projected=False)
-        if codec is None:
-            return None
-        with torch.no_grad():
-            out, mean, inverse_std = torch.native_layer_norm(input, shape, weight, bias, eps)
-            kept = InUnits.of_rows(codec, input, len(shape), mean, inverse_std)
-        return apply(LayerNorm, kept, [out], input, shape, weight, bias)
 
     def dropout(
         self, func: Callable[..., Tensor], input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False

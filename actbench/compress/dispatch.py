@@ -35,10 +35,11 @@ def dispatch(
 
 def _ruled(rules: Rules, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What the rule for `func` makes of the call; None if there is none, or none for such a call here."""
-    rule = getattr(type(rules), RULED.get(func, ""), None)
-    if rule is None or not _can_keep_less() or not _fits(rule, (rules, func, *args), kwargs):
+    name = RULED.get(func)
+    if name is None or not _can_keep_less():
         return None
-    return rule(rules, func, *args, **kwargs)
+    rule = getattr(type(rules), name)
+    return rule(rules, func, *args, **kwargs) if _fits(rule, (rules, func, *args), kwargs) else None
 
 
 def _can_keep_less() -> bool:

@@ -20,7 +20,7 @@ from actbench.compress.first_order import first_order
 from actbench.compress.products import Symmetry, looked_at_product, transposed_product
 from actbench.compress.stands import Stand
 from actbench.compress.torch_internals import leaky_relu, unviewed
-from actbench.quant import draw_mask, keep_where, pack_mask, scale_where, unpack_mask
+from actbench.quant import RectifiedCodes, Rectifier, draw_mask, keep_where, pack_mask, scale_where, unpack_mask
 
 
 class Linear(Function):
@@ -141,6 +141,42 @@ class LeakyRelu(Function):
         (above,) = ctx.saved_tensors
         by_x = torch.where(unpack_mask(above, gradient.shape), gradient, gradient * ctx.slope)
         return by_x, None, None, None
+
+
+class Elu(Function):
+    """`F.elu`, keeping rectified codes of its output's negative, which has all that its derivative asks.
+
+    Or the output itself, where `stand` gave way to it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        alpha: float,
+        inplace: bool,
+        out: list[Tensor],
+        rectifier: Rectifier,
+        codes: RectifiedCodes,
+        stand: Stand,
+    ) -> Tensor:
+        """Keeps the `codes`; `out` has the result."""
+        ctx.rectifier, ctx.alpha, ctx.stand = rectifier, alpha, stand
+        ctx.save_for_backward(*codes)
+        return take(ctx, out, x, inplace)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """An unbiased estimate: g where x >= 0, (α + out) g elsewhere."""
+        codes = ctx.saved_tensors
+        if ctx.stand.whole:
+            out = codes[0]
+            by_x = torch.where(out < 0, (ctx.alpha + out) * gradient, gradient)
+        else:
+            negative = ctx.rectifier.dequantize(codes)
+            by_x = gradient + ctx.rectifier.passed(gradient * (ctx.alpha - 1 - negative), codes)
+        return by_x, None, None, None, None, None, None
 
 
 class DrawnMask:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -12,16 +13,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from actbench.compress.attention import Aggregate, Edges, aggregate, choose_edges, drop_edges
-from actbench.compress.codec import Exact, Kept, Noise, Quantized, is_smaller, keeps_seed
+from actbench.compress.codec import Exact, Kept, Noise, Quantized, Rectified, is_smaller, keeps_seed
 from actbench.compress.forward import Forward
-from actbench.compress.functions import Addmm, DrawnMask, Dropout, LeakyRelu, Linear, Relu, SparseProduct
-from actbench.compress.norms import BatchNorm, BatchNormInUnits, InUnits, Normalized
+from actbench.compress.functions import Addmm, DrawnMask, Dropout, Elu, LeakyRelu, Linear, Relu, SparseProduct
+from actbench.compress.norms import BatchNorm, BatchNormInUnits, InUnits, LayerNorm, Normalized
 from actbench.compress.stands import Stand
 from actbench.compress.tensors import has_memory, is_parameter
 from actbench.compress.watch import Watch
 from actbench.compress.witness import Witness
-from actbench.quant import pack_mask, pack_positive
-from actbench.scheme import Scheme
+from actbench.quant import Rectifier, pack_mask, pack_positive
+from actbench.scheme import RECTIFIED_BITS, Scheme
 
 _COMPRESSIBLE: Final = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -272,6 +273,72 @@ class Rules:
         """As `leaky_relu`."""
         return self.leaky_relu(func, input, negative_slope, inplace=True)
 
+    def elu(
+        self, func: Callable[..., Tensor], input: Tensor, alpha: float = 1.0, inplace: bool = False
+    ) -> Tensor | None:
+        """`F.elu`: a code kept of what it made of values below 0."""
+        if not (compressible(input) and input.requires_grad and alpha > 0) or self.forward.keeps_in_float(input):
+            return None
+        codec = self.rectified("elu", input)
+        if codec.bytes >= input.numel() * input.element_size():
+            return None
+        self.found = True
+        out = func(input.detach(), alpha)
+        codes = codec.pack(-out)
+        stand = Stand(codes)
+        result: Tensor = stand.apply(Elu, input, alpha, inplace, [out], codec.rectifier, codes, stand)
+        self.forward.stand_for(result, stand)
+        return result
+
+    def elu_(self, func: Callable[..., Tensor], input: Tensor, alpha: float = 1.0) -> Tensor | None:
+        """As `elu`."""
+        return self.elu(F.elu, input, alpha, inplace=True)
+
+    def rectified(self, operation: str, x: Tensor) -> Rectified:
+        """The codec of what is positive in what the next call of `operation` makes of `x`."""
+        scheme, noise, name = self.scheme, self.noise(), self.next_call(operation, x)
+        if scheme.bits not in RECTIFIED_BITS:
+            scheme = replace(scheme, bits=2, overrides=())
+        return Rectified(Rectifier.of(x.shape, x.dtype, scheme), noise, name, self.watch)
+
+    def layer_norm(
+        self,
+        func: Callable[..., Tensor],
+        input: Tensor,
+        normalized_shape: list[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor | None:
+        """`F.layer_norm`: the input kept quantized in the units of each row, by the papers' schemes too."""
+        needed = any(t is not None and t.requires_grad for t in (input, weight))
+        shape = tuple(normalized_shape)
+        if not (needed and compressible(input) and shape == input.shape[input.dim() - len(shape) :]):
+            return None
+        # Autocast has a dtype of its own for it, and the papers know no norm of data.
+        if torch.is_autocast_enabled(input.device.type) or self.forward.is_data(input):
+            return None
+        codec = self.codec("layer_norm", input, input.shape[-1], projected=False)
+        if codec is None:
+            return None
+        with torch.no_grad():
+            out, mean, inverse_std = torch.native_layer_norm(input, shape, weight, bias, eps)
+            kept = InUnits.of_rows(codec, input, len(shape), mean, inverse_std)
+        return apply(LayerNorm, kept, [out], input, shape, weight, bias)
+
+    def torch_layer_norm(
+        self,
+        func: Callable[..., Tensor],
+        input: Tensor,
+        normalized_shape: list[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+        cudnn_enable: bool = True,
+    ) -> Tensor | None:
+        """As `layer_norm`."""
+        return self.layer_norm(func, input, normalized_shape, weight, bias, eps)
+
     def dropout(
         self, func: Callable[..., Tensor], input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
     ) -> Tensor | None:
@@ -333,6 +400,7 @@ RULED: Final[dict[Callable[..., Any], str]] = {
     F.batch_norm: "batch_norm",
     torch.batch_norm: "torch_batch_norm",
     F.layer_norm: "layer_norm",
+    torch.layer_norm: "torch_layer_norm",
     F.relu: "relu",
     torch.relu: "relu",
     Tensor.relu: "relu",
@@ -341,6 +409,7 @@ RULED: Final[dict[Callable[..., Any], str]] = {
     F.leaky_relu: "leaky_relu",
     F.leaky_relu_: "leaky_relu_",
     F.elu: "elu",
+    F.elu_: "elu_",
     F.dropout: "dropout",
     torch.dropout: "torch_dropout",
     torch.dropout_: "torch_dropout_",

@@ -259,34 +259,6 @@ class DropRectified(Function):
         return by_x, gradient, *(None,) * 5
 
 
-class Elu(Function):
-    """`F.elu`, keeping rectified codes of its output's negative, which has all that its derivative asks."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        alpha: float,
-        inplace: bool,
-        out: list[Tensor],
-        rectifier: Rectifier,
-        codes: RectifiedCodes,
-    ) -> Tensor:
-        """Keeps the `codes` of the result's negative; `out` has the result."""
-        ctx.rectifier, ctx.alpha = rectifier, alpha
-        ctx.save_for_backward(*codes)
-        return take(ctx, out, x, inplace)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """An unbiased estimate: g where x >= 0, (α + out) g elsewhere."""
-        codes = ctx.saved_tensors
-        negative = ctx.rectifier.dequantize(codes)
-        by_x = gradient + ctx.rectifier.passed(gradient * (ctx.alpha - 1 - negative), codes)
-        return by_x, None, None, None, None, None
-
-
 class ProductLinear(Function):
     """`product(A x, weight, bias)` of a sparse A whose A x is not kept: ∂weight = (Aᵀ g)ᵀ x."""
 

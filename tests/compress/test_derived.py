@@ -870,23 +870,30 @@ def test_a_hook_on_a_product_sees_its_gradient() -> None:
     assert torch.allclose(found[0], found[1], rtol=0, atol=2 * NODES * ULP * float(found[0].abs().max()))
 
 
-def test_elu_keeps_a_code_and_its_gradient_is_unbiased() -> None:
+@pytest.mark.parametrize("scheme", ["derived", "int4", "int8", "exact", "blockwise-vm", "exact:bits=1"])
+def test_elu_keeps_a_code_and_its_gradient_is_unbiased(scheme: str) -> None:
     """The error of 200 passes' mean by Bernstein's inequality, of the variance and the step of rounding."""
     x, g = torch.randn(30, 16), torch.randn(30, 16)
-    forms: list[Callable[[Tensor], Tensor]] = [F.elu, nn.ELU(alpha=0.7), lambda t: F.elu(t * 1, 1.5, inplace=True)]
+    forms: list[Callable[[Tensor], Tensor]] = [
+        F.elu,
+        nn.ELU(alpha=0.7),
+        lambda t: F.elu(t * 1, 1.5, inplace=True),
+        lambda t: F.elu_(t * 1),
+    ]
+    # A code has a symbol for the mask and two for the values at least.
+    rectifier = Rectifier.of(x.shape, x.dtype, Scheme.parse(scheme.replace("bits=1", "bits=2")))
     for form in forms:
         leaf = x.clone().requires_grad_()
         expected = form(leaf)
         (exact,) = torch.autograd.grad(expected, leaf, g)
         drawn = []
         for seed in range(200):
-            with actbench.compress("derived", seed=seed), Ledger() as ledger:
+            with actbench.compress(scheme, seed=seed), Ledger() as ledger:
                 out = form(leaf)
             drawn.append(torch.autograd.grad(out, leaf, g)[0].double())
         assert torch.equal(out, expected)
-        # 2 bits a value, a scale for each block of 128.
-        assert ledger.total_bytes == 30 * 16 // 4 + -(-30 * 16 // 128) * 2
-        v, step = rounding(Rectifier.of(x.shape, x.dtype, Scheme.parse("derived")), -expected.detach())
+        assert ledger.total_bytes == rectifier.layout.total_bytes
+        v, step = rounding(rectifier, -expected.detach())
         bound = g.abs() * (6 * (v / 200).sqrt() + 12 / 200 * step + 8 * ULP)
         mean = torch.stack(drawn).mean(0)
         assert bool(((mean - exact).abs() <= bound).all())
@@ -894,6 +901,41 @@ def test_elu_keeps_a_code_and_its_gradient_is_unbiased() -> None:
         with actbench.compress(FINE):
             (fine,) = torch.autograd.grad(form(leaf), leaf, g)
         assert bool(((fine - exact).abs() <= g.abs() * (expected.detach().abs() * RELATIVE + 8 * ULP)).all())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "expected"),
+    [("fp32", 528_384), ("int8", 238_592), ("int4", 189_440), ("derived", 162_304), ("derived-fine", 186_880)],
+)
+def test_layer_norm_and_elu_keep_a_code_under_every_scheme(scheme: str, expected: int) -> None:
+    """By hand: a layer norm its row's 1 / σ and spread, 8 bytes, and codes and 4 bytes a block; an ELU codes and 2."""
+    net = nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU(), nn.ELU(), nn.Linear(64, 64))
+    x, floats = torch.randn(512, 64), 512 * 64 * 4
+    with actbench.compress(scheme), Ledger([x, *net.parameters()]) as ledger:
+        out = net(x)
+    by_hand = floats + 512 * 8
+    if scheme == "fp32":
+        by_hand += 3 * floats
+    else:
+        bits, blocks = {"int8": (8, 512), "int4": (4, 512), "derived": (2, 256), "derived-fine": (4, 256)}[scheme]
+        by_hand += 3 * 512 * 64 * bits // 8 + blocks * (4 + 2 + 4)
+    assert ledger.total_bytes == by_hand == expected
+    out.sum().backward()
+
+
+@pytest.mark.parametrize("scheme", ["derived", "int4", "exact"])
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_an_elus_code_gives_way_where_its_result_stays_in_float(scheme: str, alpha: float) -> None:
+    weight = torch.randn(4, 8, 3, requires_grad=True)
+    found = []
+    for each in ("fp32", scheme):
+        x = torch.randn(5, 8, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with actbench.compress(each), Ledger([x, weight]) as ledger:
+            out = F.conv1d(F.elu(x * 2, alpha, inplace=True), weight)
+        found.append((ledger.total_bytes, torch.autograd.grad(out.square().sum(), (x, weight))))
+    assert found[1][0] <= found[0][0]
+    for exact, given in zip(found[0][1], found[1][1], strict=True):
+        assert torch.allclose(exact, given, rtol=0, atol=16 * ULP * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("shape", [(30, 16), (6, 5, 16)])
