@@ -34,14 +34,13 @@ from actbench.studies.bounds import LEAST_DRAWS
 
 if not COMPLETING:
     from actbench.cli.datasets import make_present
-    from actbench.compress import require_calls
-    from actbench.models import operations
     from actbench.records import RecordFile
     from actbench.records.study import Study, is_study
     from actbench.report import open_stderr, open_stdout
     from actbench.report.study import study_table
     from actbench.runs import Job, digest_of, is_out_of_memory, require_device, resolve_device
     from actbench.studies.study import run_study
+    from actbench.trace import Subject, require_calls
     from actbench.training import recipe_for
 
 DEFAULT_SCHEMES = ("exact", "blockwise", "blockwise-vm", "blockwise-vm:projection=1", "derived")
@@ -94,9 +93,8 @@ def analyze(
     recipe = recipe_for(dataset, model, sampler).overridden(
         layers=layers, hidden=hidden, dropout=dropout, batch_norm=batch_norm, learning_rate=learning_rate
     )
-    trace = operations(recipe.architecture, 1, 1, 1, 1)
     for each in schemes:
-        require_calls(trace, each)
+        require_calls(Subject(recipe, "single-label"), each)
     chosen = resolve_device(device)
     require_device(schemes, chosen)
     if output is not None:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from actbench.analysis.bounds import LARGEST_EDGES, LARGEST_HIDDEN, LARGEST_NODES
 from actbench.cli.completion import offer_datasets, offer_schemes
-from actbench.cli.options import DEFAULT_SCHEMES, BatchNorm, Dropout, Format, Hidden, Layers, ModelName
+from actbench.cli.options import (
+    DEFAULT_SCHEMES,
+    BatchNorm,
+    Dropout,
+    Format,
+    Hidden,
+    Layers,
+    ModelName,
+    Parts,
+    PartsPerBatch,
+    Roots,
+    SamplerName,
+    WalkLength,
+)
 from actbench.cli.sizes import read_size
 from actbench.completing import COMPLETING
 from actbench.errors import UsageError
@@ -17,11 +30,11 @@ from actbench.scheme import Scheme
 
 if not COMPLETING:
     from actbench.analysis.estimate import Workload, forecast
-    from actbench.compress import require_calls
+    from actbench.cli.modules import load_module
     from actbench.graphs import Entry, sizes_of
-    from actbench.models import operations
     from actbench.report import estimate_table, open_stdout
     from actbench.runs import require_device
+    from actbench.trace import Subject, require_calls
     from actbench.training import recipe_for
 
 DEFAULT_CLASSES = 10
@@ -34,10 +47,19 @@ def estimate(
         int | None,
         typer.Option(min=0, max=LARGEST_EDGES, help="Directed edges: an undirected one counts twice, no self-loops."),
     ] = None,
-    features: Annotated[int | None, typer.Option(min=1, max=LARGEST_HIDDEN, help="Features of a node.")] = None,
+    features: Annotated[
+        int | None, typer.Option("--features", "--in", min=1, max=LARGEST_HIDDEN, help="Features of a node.")
+    ] = None,
     classes: Annotated[
         int | None,
-        typer.Option(min=1, max=LARGEST_HIDDEN, help="Classes, or labels.", show_default=str(DEFAULT_CLASSES)),
+        typer.Option(
+            "--classes",
+            "--out",
+            min=1,
+            max=LARGEST_HIDDEN,
+            help="Classes, or labels.",
+            show_default=str(DEFAULT_CLASSES),
+        ),
     ] = None,
     multi_label: Annotated[
         bool, typer.Option("--multi-label", help="Labels that do not exclude each other, float32 [nodes, classes].")
@@ -50,10 +72,25 @@ def estimate(
         ),
     ] = None,
     model: ModelName = "sage",
+    module: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead of --model a torch.nn.Module of your own, as pkg.file:Net: Net(in, out), called with x and "
+            "edge_index."
+        ),
+    ] = None,
+    adj_t: Annotated[
+        bool, typer.Option("--adj-t", help="Call the module with x and a sparse adj_t, float32 CSR, instead.")
+    ] = False,
+    sampler: SamplerName = "full",
     hidden: Hidden = None,
     layers: Layers = None,
     dropout: Dropout = None,
     batch_norm: BatchNorm = None,
+    roots: Roots = None,
+    walk_length: WalkLength = None,
+    parts: Parts = None,
+    parts_per_batch: PartsPerBatch = None,
     scheme: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,16 +132,29 @@ def estimate(
     if hopper and device == "cpu":
         raise UsageError("--hopper says which GPU it is, but --device is cpu: leave one of them out.")
     require_device(schemes, device)
-    recipe = recipe_for(graph.name, model).overridden(
-        layers=layers, hidden=hidden, dropout=dropout, batch_norm=batch_norm
-    )
-    trace = operations(recipe.architecture, 1, 1, 1, 1)
+    of_model = {"layers": layers, "hidden": hidden, "dropout": dropout, "batch_norm": batch_norm}
+    of_sampler = {"roots": roots, "walk_length": walk_length, "parts": parts, "parts_per_batch": parts_per_batch}
+    recipe = recipe_for(graph.name, model, sampler).overridden(**of_model, **of_sampler)
+    subject = Subject(recipe, graph.task)
+    if module is not None:
+        _check_module(module, of_model, sampler)
+        subject = Subject(recipe, graph.task, module=load_module(module), adj_t=adj_t, name=module)
+    elif adj_t:
+        raise UsageError("--adj-t says how a --module is called: leave it out, or name the module.")
     for each in schemes:
-        require_calls(trace, each)
-    workload = Workload(graph, recipe.architecture, recipe.weight_decay, device, hopper)
+        require_calls(subject, each)
+    workload = Workload(graph, subject, device, hopper)
     budget_bytes = None if budget is None else read_size("--budget", budget)
     found = forecast(workload, schemes, budget_bytes)
     if format == "json":
         typer.echo(json.dumps(found))
     else:
         open_stdout().print(estimate_table(found))
+
+
+def _check_module(module: str, of_model: dict[str, Any], sampler: str) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in of_model.items() if value is not None]
+    if given:
+        raise UsageError(f"--module {module} has layers of its own: leave out {', '.join(given)}.")
+    if sampler != "full":
+        raise UsageError(f"--module {module} is estimated on whole graphs: leave out --sampler {sampler}.")

@@ -51,6 +51,10 @@ Hidden = Annotated[int | None, of_recipe("Width of the layers.", min=1, max=LARG
 Dropout = Annotated[float | None, of_recipe("Dropout probability.", min=0, max=0.99)]
 BatchNorm = Annotated[bool | None, of_recipe("Batch norm.", "--batch-norm/--no-batch-norm")]
 LearningRate = Annotated[float | None, of_recipe("The optimizer's step size.", min=0)]
+Roots = Annotated[int | None, of_recipe("GraphSAINT: walks a step.", min=1)]
+WalkLength = Annotated[int | None, of_recipe("GraphSAINT: edges a walk.", min=1)]
+Parts = Annotated[int | None, of_recipe("Cluster-GCN: parts of the graph.", min=1)]
+PartsPerBatch = Annotated[int | None, of_recipe("Cluster-GCN: parts a step.", min=1)]
 
 MOST_SEEDS = 10_000
 """All runs are planned before the first: more would fill the memory with plans that no machine carries out."""

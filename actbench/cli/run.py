@@ -23,8 +23,12 @@ from actbench.cli.options import (
     Layers,
     LearningRate,
     ModelName,
+    Parts,
+    PartsPerBatch,
     Quiet,
+    Roots,
     SamplerName,
+    WalkLength,
     of_recipe,
 )
 from actbench.completing import COMPLETING
@@ -35,11 +39,10 @@ if not COMPLETING:
     from actbench.analysis import summarise
     from actbench.cli.datasets import make_present, require_parts
     from actbench.cli.measuring import end, measure_grid
-    from actbench.compress import require_calls
-    from actbench.models import operations
     from actbench.records import Record, RecordFile
     from actbench.report import ledger_table, open_stderr, open_stdout, render_tables
     from actbench.runs import Job, digest_of, plan, require_device, resolve_device
+    from actbench.trace import Subject, require_calls
     from actbench.training import recipe_for
 
 DEFAULT_DATASET = "synthetic:arxiv@0.05"
@@ -127,11 +130,11 @@ def run(
     mask_rate: Annotated[
         float | None, of_recipe("Share of the labels as input that is hidden.", min=0.01, max=1)
     ] = None,
-    roots: Annotated[int | None, of_recipe("GraphSAINT: walks a step.", min=1)] = None,
-    walk_length: Annotated[int | None, of_recipe("GraphSAINT: edges a walk.", min=1)] = None,
+    roots: Roots = None,
+    walk_length: WalkLength = None,
     steps: Annotated[int | None, of_recipe("GraphSAINT: steps an epoch.", min=1)] = None,
-    parts: Annotated[int | None, of_recipe("Cluster-GCN: parts of the graph.", min=1)] = None,
-    parts_per_batch: Annotated[int | None, of_recipe("Cluster-GCN: parts a step.", min=1)] = None,
+    parts: Parts = None,
+    parts_per_batch: PartsPerBatch = None,
 ) -> None:
     """Train under several schemes and compare memory, time and score.
 
@@ -166,9 +169,8 @@ def run(
         parts_per_batch=parts_per_batch,
         epochs=epochs or (DEFAULT_EPOCHS if dataset is None else None),
     )
-    trace = operations(recipe.architecture, 1, 1, 1, 1)
     for each in schemes:
-        require_calls(trace, each)
+        require_calls(Subject(recipe, "single-label"), each)
     chosen = resolve_device(device)
     require_device(schemes, chosen)
     file = RecordFile(output)

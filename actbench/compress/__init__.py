@@ -3,13 +3,11 @@
 from actbench.compress.attention import Edges, aggregate, drop_edges, edge_scores, edge_softmax, kept_edges
 from actbench.compress.context import Compression, compress, run_layer
 from actbench.compress.ledger import Ledger, Saved
-from actbench.compress.prediction import Operation, predict_saved_bytes, require_calls
 
 __all__ = [
     "Compression",
     "Edges",
     "Ledger",
-    "Operation",
     "Saved",
     "aggregate",
     "compress",
@@ -17,7 +15,5 @@ __all__ = [
     "edge_scores",
     "edge_softmax",
     "kept_edges",
-    "predict_saved_bytes",
-    "require_calls",
     "run_layer",
 ]

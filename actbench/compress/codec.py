@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -11,11 +14,65 @@ from torch import Tensor
 from actbench.compress.watch import Watch
 from actbench.errors import UsageError
 from actbench.quant import Dropped, Packing, Projection, Rectifier, dense_sum, dequantize, quantize
-from actbench.quant.layout import mask_bytes, projected_width
+from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes, projected_width
 from actbench.scheme import Scheme
 
 GENERATOR_BYTES: Final = {"cpu": 5056, "cuda": 16}
 """What torch's generator of a device takes to be set back: a Mersenne twister's state, or a seed and an offset."""
+
+
+class Sizing(Protocol):
+    """Who answers for sizes in a run that stands for others: on other devices, and with other numbers of everything."""
+
+    device: str
+    """The kind of device that the run stands for."""
+
+    def decide(self, question: Callable[..., bool], *sizes: int) -> bool:
+        """What `question` says of the numbers that `sizes` stand for."""
+
+    def define(self, of: Callable[..., int], *sizes: int) -> int:
+        """`of(*sizes)`, known as that."""
+
+    def expect(self, layout: Callable[..., Layout], *shape: int) -> None:
+        """A tensor of that shape is about to be packed."""
+
+
+class _AsItIs:
+    """Sizes that stand for themselves."""
+
+    def decide(self, question: Callable[..., bool], *sizes: int) -> bool:
+        return question(*sizes)
+
+    def define(self, of: Callable[..., int], *sizes: int) -> int:
+        return of(*sizes)
+
+    def expect(self, layout: Callable[..., Layout], *shape: int) -> None:
+        pass
+
+
+_sizing = threading.local()
+_AS_IT_IS: Final = _AsItIs()
+
+
+@contextmanager
+def sized_by(sizing: Sizing) -> Iterator[None]:
+    """While open, in this thread, `sizing` answers."""
+    before = getattr(_sizing, "sizing", None)
+    _sizing.sizing = sizing
+    try:
+        yield
+    finally:
+        _sizing.sizing = before
+
+
+def device_of(x: Tensor) -> str:
+    """The kind of device that `x` is on, or stands for one on."""
+    sizing: Sizing | None = getattr(_sizing, "sizing", None)
+    return x.device.type if sizing is None else sizing.device
+
+
+def _sizes() -> Sizing | _AsItIs:
+    return getattr(_sizing, "sizing", None) or _AS_IT_IS
 
 
 class Reading(Protocol):
@@ -118,8 +175,17 @@ class Quantized:
         watch: Watch | None = None,
     ) -> Quantized:
         """How `scheme` keeps such a matrix under projection ratio `ratio` (1: not projected)."""
-        shape = torch.Size((rows, projected_width(width, ratio)))
-        return Quantized(width, Packing.of(shape, dtype, scheme), noise, name, watch or Watch())
+        sizes = _sizes()
+        projected = width
+        if ratio != 1:
+            projected = sizes.define(lambda width: projected_width(width, ratio), width)
+
+        def layout(rows: int, width: int) -> Layout:
+            return Packing.of(torch.Size((rows, width)), dtype, scheme).layout
+
+        sizes.expect(layout, rows, projected)
+        packing = Packing.of(torch.Size((rows, projected)), dtype, scheme)
+        return Quantized(width, packing, noise, name, watch or Watch())
 
     @property
     def bytes(self) -> int:
@@ -165,6 +231,16 @@ class Rectified:
     name: str
     watch: Watch
 
+    @staticmethod
+    def of(shape: torch.Size, dtype: torch.dtype, scheme: Scheme, noise: Noise, name: str, watch: Watch) -> Rectified:
+        """How `scheme` keeps a ReLU's output of that shape."""
+
+        def layout(*shape: int) -> RectifiedLayout:
+            return Rectifier.of(torch.Size(shape), dtype, scheme).layout
+
+        _sizes().expect(layout, *shape)
+        return Rectified(Rectifier.of(shape, dtype, scheme), noise, name, watch)
+
     @property
     def bytes(self) -> int:
         """Of codes and scales."""
@@ -194,7 +270,9 @@ def multiply(left: Tensor, x: Tensor, scale: float) -> Tensor:
 
 def keeps_seed(numel: int, scheme: Scheme, device: str) -> bool:
     """Whether `scheme` keeps the seed of a dropout of `numel` elements instead of its bits."""
-    return scheme.dropout == "seed" and GENERATOR_BYTES[device] < mask_bytes(numel)
+    if scheme.dropout != "seed":
+        return False
+    return _sizes().decide(lambda numel: GENERATOR_BYTES[device] < mask_bytes(numel), numel)
 
 
 def dropout_bytes(numel: int, scheme: Scheme, device: str) -> int:
@@ -208,10 +286,14 @@ def is_smaller(rows: int, width: int, dtype: torch.dtype, scheme: Scheme, ratio:
     Rows of few elements do not if each is a block, nor does a matrix shorter than one. Blocks of a length that somebody
     has asked for, and that the matrix has, are what was asked for.
     """
-    shape = torch.Size((rows, projected_width(width, ratio)))
-    if not scheme.block.in_rows and shape.numel() >= scheme.block.size:
-        return True
-    return Packing.of(shape, dtype, scheme).layout.total_bytes < rows * width * dtype.itemsize
+
+    def question(rows: int, width: int) -> bool:
+        shape = torch.Size((rows, projected_width(width, ratio)))
+        if not scheme.block.in_rows and shape.numel() >= scheme.block.size:
+            return True
+        return Packing.of(shape, dtype, scheme).layout.total_bytes < rows * width * dtype.itemsize
+
+    return _sizes().decide(question, rows, width)
 
 
 def require_unchanged(before: Tensor, now: Tensor, what: str) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from actbench.compress.codec import Kept
+from actbench.compress.codec import Kept, device_of
 from actbench.compress.first_order import first_order
 from actbench.compress.products import Symmetry, looked_at_product, transposed_product
 from actbench.compress.stands import Stand
@@ -187,8 +187,9 @@ class DrawnMask:
 
     def __init__(self, x: Tensor, p: float, inplace: bool, by_seed: bool) -> None:
         # Stock CUDA draws in place as a CPU does, and otherwise in a kernel of its own.
-        self._fused = x.is_cuda and not inplace
-        self._by_seed = by_seed and _can_be_drawn_again(x) and self._fused == x.is_cuda
+        on_cuda = device_of(x) == "cuda"
+        self._fused = on_cuda and not inplace
+        self._by_seed = by_seed and _can_be_drawn_again(x) and self._fused == on_cuda
         self._p, self._shape, self._dtype = p, x.shape, x.dtype
         self.factor = 1 / (1 - p) if self._fused else _drawn_factor(p, x.dtype, x.device.type if x.is_cuda else "cpu")
 
@@ -198,7 +199,7 @@ class DrawnMask:
         if self._fused:
             out, mask = torch.native_dropout(x, self._p, True)
             return out, pack_mask(mask) if state is None else state
-        if x.is_contiguous() and not x.is_cuda:
+        if x.is_contiguous() and device_of(x) != "cuda":
             packed = draw_mask(x.numel(), 1 - self._p, generator_of(x))
             out = scale_where(x, packed, self.factor)
         else:
@@ -210,7 +211,7 @@ class DrawnMask:
         """Which elements survived, a bit each, of what `draw` kept; on `device`, the dropout's own."""
         if not self._by_seed:
             return kept
-        return _draw_again(self._shape, self._dtype, device, self._p, kept)
+        return _draw_again(self._shape, self._dtype, device, self._p, kept, self._fused)
 
 
 @cache
@@ -262,20 +263,23 @@ def _can_be_drawn_again(x: Tensor) -> bool:
     return x.is_contiguous() and x.data_ptr() % 16 == 0 and not torch.cuda.is_current_stream_capturing()
 
 
-def _draw_again(shape: torch.Size, dtype: torch.dtype, device: torch.device, p: float, state: Tensor) -> Tensor:
-    """The bits of a dropout of these that began at the generator's `state`.
+def _draw_again(
+    shape: torch.Size, dtype: torch.dtype, device: torch.device, p: float, state: Tensor, fused: bool
+) -> Tensor:
+    """The bits of a dropout of these that began at the generator's `state`, `fused` as on CUDA or drawn as on a CPU.
 
     On CUDA the device's only generator is set back meanwhile: other threads must not draw from it.
     """
-    if device.type == "cpu":
+    if not fused:
         generator = torch.Generator("cpu")
         generator.set_state(state)
         return draw_mask(shape.numel(), 1 - p, generator)
-    generator = torch.cuda.default_generators[device.index]
+    x = torch.empty(shape, dtype=dtype, device=device)
+    generator = generator_of(x)
     now = generator.get_state()
     generator.set_state(state)
     try:
-        mask = torch.native_dropout(torch.empty(shape, dtype=dtype, device=device), p, True)[1]
+        mask = torch.native_dropout(x, p, True)[1]
     finally:
         generator.set_state(now)
     return pack_mask(mask)

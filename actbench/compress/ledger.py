@@ -58,6 +58,10 @@ class Ledger:
         """Bytes of all entries; the entries stand once the context is closed."""
         return sum(entry.saved_bytes for entry in self.entries)
 
+    def kept(self) -> Iterator[tuple[int, Saved]]:
+        """Where each storage lies that is still kept, and its entry."""
+        return ((address, saved) for address, (held, saved) in self._counted.items() if not held.expired())
+
     def __enter__(self) -> Self:
         # Of nested hooks torch calls the innermost alone, so offload's are called from here.
         offload = innermost_offload()
@@ -75,7 +79,7 @@ class Ledger:
                     callback()
         finally:
             self._contexts.close()
-        self.entries = tuple(saved for reference, saved in self._counted.values() if not reference.expired())
+        self.entries = tuple(saved for _, saved in self.kept())
         self._labels.last = None
         if kind is None and self._counted and not self.entries and innermost_offload() is None:
             raise UsageError(

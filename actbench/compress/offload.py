@@ -35,14 +35,14 @@ class Offload:
         self._resident = {_storage(tensor).data_ptr() for tensor in resident if tensor.layout == torch.strided}
         # By address and version: what was changed in place since it was kept is another content.
         self._known: dict[tuple[int, int], tuple[StorageWeakRef, weakref.ref[_HostCopy]]] = {}
-        self._copies: weakref.WeakSet[_HostCopy] = weakref.WeakSet()
+        self.copies: weakref.WeakSet[_HostCopy] = weakref.WeakSet()
         self._last: weakref.ref[_HostCopy] | None = None
         self._hooks: saved_tensors_hooks | None = None
 
     @property
     def host_bytes(self) -> int:
         """Bytes that lie in host memory for a backward yet to come."""
-        return sum(copy.host.numel() for copy in self._copies)
+        return sum(copy.host.numel() for copy in self.copies)
 
     def __enter__(self) -> Self:
         self.found = False
@@ -78,7 +78,7 @@ class Offload:
             copy = known() if known is not None and reference is not None and not reference.expired() else None
             if copy is None:
                 copy = _HostCopy(tensor, self._last)
-                self._copies.add(copy)
+                self.copies.add(copy)
                 self._last = weakref.ref(copy)
                 self._known[key] = StorageWeakRef(storage), self._last
             return copy, tensor.dtype, tensor.size(), tensor.stride(), tensor.storage_offset()

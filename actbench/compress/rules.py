@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from actbench.compress.attention import Aggregate, Edges, aggregate, choose_edges, drop_edges
-from actbench.compress.codec import Exact, Kept, Noise, Quantized, Rectified, is_smaller, keeps_seed
+from actbench.compress.codec import Exact, Kept, Noise, Quantized, Rectified, device_of, is_smaller, keeps_seed
 from actbench.compress.forward import Forward
 from actbench.compress.functions import Addmm, DrawnMask, Dropout, Elu, LeakyRelu, Linear, Relu, SparseProduct
 from actbench.compress.norms import BatchNorm, BatchNormInUnits, InUnits, LayerNorm, Normalized
@@ -21,7 +21,7 @@ from actbench.compress.stands import Stand
 from actbench.compress.tensors import has_memory, is_parameter
 from actbench.compress.watch import Watch
 from actbench.compress.witness import Witness
-from actbench.quant import Rectifier, pack_mask, pack_positive
+from actbench.quant import pack_mask, pack_positive
 from actbench.scheme import RECTIFIED_BITS, Scheme
 
 _COMPRESSIBLE: Final = (torch.float32, torch.float16, torch.bfloat16)
@@ -299,7 +299,7 @@ class Rules:
         scheme, noise, name = self.scheme, self.noise(), self.next_call(operation, x)
         if scheme.bits not in RECTIFIED_BITS:
             scheme = replace(scheme, bits=2, overrides=())
-        return Rectified(Rectifier.of(x.shape, x.dtype, scheme), noise, name, self.watch)
+        return Rectified.of(x.shape, x.dtype, scheme, noise, name, self.watch)
 
     def layer_norm(
         self,
@@ -353,7 +353,7 @@ class Rules:
 
     def mask(self, input: Tensor, p: float, inplace: bool) -> DrawnMask:
         """The mask of a dropout of `input`, kept as the scheme says."""
-        return DrawnMask(input, p, inplace, keeps_seed(input.numel(), self.scheme, input.device.type))
+        return DrawnMask(input, p, inplace, keeps_seed(input.numel(), self.scheme, device_of(input)))
 
     def torch_dropout(self, func: Callable[..., Tensor], input: Tensor, p: float, train: bool) -> Tensor | None:
         """As `dropout`."""

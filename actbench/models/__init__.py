@@ -1,5 +1,5 @@
 """The networks that are trained: stock PyG layers, written once for every scheme."""
 
-from actbench.models.network import Architecture, Model, Network, adjacency_entries, adjacency_of, operations
+from actbench.models.network import Architecture, Model, Network, adjacency_of
 
-__all__ = ["Architecture", "Model", "Network", "adjacency_entries", "adjacency_of", "operations"]
+__all__ = ["Architecture", "Model", "Network", "adjacency_of"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Final, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actbench.compress import Operation, kept_edges, run_layer
+from actbench.compress import run_layer
 from actbench.graphs import gcn_adjacency, looped_adjacency, mean_adjacency
 from actbench.models.attention import AttentionConv
 
@@ -103,104 +104,15 @@ def adjacency_of(model: Model, edge_index: Tensor, nodes: int) -> Tensor:
 
     Float32 and normalised; for GAT, which weighs edges itself, uint8 ones.
     """
-    if model == "gat":
-        return looped_adjacency(edge_index, nodes)
-    return mean_adjacency(edge_index, nodes) if model == "sage" else gcn_adjacency(edge_index, nodes)
+    return _ADJACENCIES[model](edge_index, nodes)
 
 
-def adjacency_entries(model: Model, edge_index: Tensor, nodes: int) -> int:
-    """How many entries `adjacency_of` has, by counting alone."""
-    edges = edge_index.shape[1]
-    return edges if model == "sage" else edges + nodes - int((edge_index[0] == edge_index[1]).sum())
-
-
-def operations(
-    architecture: Architecture, nodes: int, features: int, classes: int, entries: int | None = None
-) -> list[Operation]:
-    """The operations of one training forward pass that keep activations, in order.
-
-    `entries` are those of the model's adjacency, self-loops included, on which GAT alone depends; raises `ValueError`
-    if it is not given them.
-    """
-    a = architecture
-    widths = a.widths(features, classes)
-    trace: list[Operation] = []
-    x = "dropped data" if a.input_dropout > 0 else "data"
-    if a.input_dropout > 0:
-        trace.append(Operation("dropout", "data's mask", nodes, a.inputs(features, classes), derived_from="data"))
-    if a.model == "gcnii":
-        trace.append(Operation("layer", x, nodes, a.inputs(features, classes)))
-        # The data needs no gradient, so that autocast keeps no copy of the weight.
-        trace.append(Operation("linear", x, nodes, a.inputs(features, classes), whole=True, derived_from=x))
-        x = _activation(trace, a, nodes, a.hidden, "first", whole=False)
-    for i, (before, after) in enumerate(pairwise(widths)):
-        trace.append(Operation("layer", x, nodes, before))
-        if a.model == "gcnii":
-            trace.append(Operation("layer_input", "relufirst", nodes, a.hidden))
-        trace += _convolution_operations(a, i, x, nodes, before, after, entries)
-        if i == a.layers - 1 and a.model != "gcnii":
-            break
-        # Under autocast a linear or addmm makes bfloat16, a sparse product or a sum with a bias float32; that is what
-        # the convolution ends with.
-        whole = a.model in ("gcn", "gat")
-        if a.batch_norm:
-            trace.append(Operation("batch_norm", f"convolution{i}", nodes, after, whole=whole))
-        normed = f"convolution{i}" if a.batch_norm and not a.residual else None
-        x = _activation(trace, a, nodes, after, str(i), whole, normed)
-    if a.model == "gcnii":
-        trace.append(Operation("layer", x, nodes, a.hidden))
-        trace.append(Operation("linear", x, nodes, a.hidden, weight=a.hidden * classes, derived_from=x))
-    return trace
-
-
-def _activation(
-    trace: list[Operation],
-    a: Architecture,
-    nodes: int,
-    width: int,
-    place: str,
-    whole: bool,
-    normed: str | None = None,
-) -> str:
-    """Append ReLU, of the batch norm of `normed` if that is given, and dropout; returns the name of their result."""
-    trace.append(Operation("relu", f"relu{place}", nodes, width, whole=whole, derived_from=normed))
-    if a.dropout == 0:
-        return f"relu{place}"
-    trace.append(Operation("dropout", f"mask{place}", nodes, width, whole=whole))
-    return f"dropout{place}"
-
-
-def _convolution_operations(
-    a: Architecture, i: int, x: str, nodes: int, before: int, after: int, entries: int | None
-) -> list[Operation]:
-    # Of the first layer's input, which is data, nobody asks a gradient.
-    weight = before * after if i else 0
-    if a.model == "sage":
-        return [
-            Operation("linear", f"neighbours{i}", nodes, before, whole=True, weight=weight, derived_from=x),
-            Operation("linear", x, nodes, before, whole=i == 0, weight=weight, derived_from=x),
-        ]
-    if a.model == "gcn":
-        return [Operation("linear", x, nodes, before, whole=True, weight=weight, derived_from=x)]
-    if a.model == "gcnii":
-        return [Operation("addmm", f"neighbours{i}", nodes, before, whole=True, weight=before * after)]
-    if entries is None:
-        raise ValueError("what attention keeps depends on the number of entries of its adjacency")
-    heads = a.heads or 1
-    width = after * heads if i == a.layers - 1 else after
-    kept = kept_edges(entries, a.edge_dropout)
-    by_autocast = before * width if i else 0
-    trace = [Operation("linear", x, nodes, before, whole=True, weight=by_autocast, derived_from=x)]
-    if a.edge_dropout > 0:
-        trace.append(Operation("edge_dropout", f"edges{i}", entries, 1))
-    return [
-        *trace,
-        Operation("linear", f"transformed{i}", nodes, width),
-        Operation("exact", f"attention vectors{i}", 2 * heads, width),
-        Operation("leaky_relu", f"scores{i}", kept, heads),
-        Operation("exact", f"coefficients{i}", kept, heads, whole=True),
-        Operation("aggregate", f"transformed{i}", nodes, width),
-    ]
+_ADJACENCIES: Final[dict[Model, Callable[[Tensor, int], Tensor]]] = {
+    "sage": mean_adjacency,
+    "gcn": gcn_adjacency,
+    "gcnii": gcn_adjacency,
+    "gat": looped_adjacency,
+}
 
 
 def _convolution(a: Architecture, i: int, before: int, after: int) -> nn.Module:

@@ -1,12 +1,13 @@
 """Quantization: level tables, layout, and one quantizer with a backend for each device."""
 
 from actbench.quant.content import asymmetry_sums, dense_sum
-from actbench.quant.cpu import draw_mask
 from actbench.quant.ordered import ordered_products
 from actbench.quant.packed import (
     Packing,
     Projection,
     dequantize,
+    draw_mask,
+    instead,
     keep_where,
     pack_mask,
     pack_positive,
@@ -26,6 +27,7 @@ __all__ = [
     "dense_sum",
     "dequantize",
     "draw_mask",
+    "instead",
     "keep_where",
     "ordered_products",
     "pack_mask",

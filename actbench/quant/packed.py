@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,8 +139,37 @@ def scale_where(values: Tensor, packed: Tensor, factor: float) -> Tensor:
     return scaled
 
 
+def draw_mask(numel: int, p: float, generator: torch.Generator) -> Tensor:
+    """Bits of what `torch.empty(numel).bernoulli_(p, generator=generator)` draws on a CPU: uint8 [⌈numel/8⌉].
+
+    Not while another thread draws from `generator`, unless by this function.
+    """
+    packed: Tensor = (replaced() or cpu).draw_mask(numel, p, generator)
+    return packed
+
+
+_instead = threading.local()
+
+
+@contextmanager
+def instead(other: Any) -> Iterator[None]:
+    """While open, in this thread, `other` has the functions of every backend."""
+    before, _instead.backend = replaced(), other
+    try:
+        yield
+    finally:
+        _instead.backend = before
+
+
+def replaced() -> Any:
+    """What is in the place of every backend; None if nothing is."""
+    return getattr(_instead, "backend", None)
+
+
 def backend(tensor: Tensor) -> Any:
     """The module whose functions work on tensors of `tensor`'s device."""
+    if (other := replaced()) is not None:
+        return other
     if not tensor.is_cuda:
         return cpu
     from actbench.quant import cuda

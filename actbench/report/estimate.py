@@ -11,7 +11,7 @@ from rich.text import Text
 
 from actbench.report.phrases import NOTHING, mebibytes_text, percent_text
 
-_FITS = {True: "yes", False: "no", None: "?"}
+_FITS = {True: "yes", False: "no"}
 _LEAST_SCHEME_COLUMNS = 12
 
 
@@ -24,12 +24,15 @@ def estimate_table(found: dict[str, Any]) -> RenderableType:
     parts = _grid([f"{kind}\nMiB" for kind in kinds])
     for row in found["rows"]:
         parts.add_row(row["scheme"], *(mebibytes_text(row[f"{field}_bytes"]) for field in fields))
-    budget = found["budget_bytes"] is not None
-    whole = _grid(["peak\nMiB", "activations\nof peak", *["fits", "largest\nhidden", "largest\nnodes"] * budget])
+    bounds = [] if found["budget_bytes"] is None else ["largest_hidden", "largest_nodes"]
+    if "module" in found["network"]:
+        bounds = bounds[1:]
+    headings = [field.replace("_", "\n") for field in bounds]
+    whole = _grid(["peak\nMiB", "activations\nof peak", *["fits"] * bool(bounds), *headings])
     for row in found["rows"]:
         cells = [mebibytes_text(row["peak_bytes"]), percent_text(row["saved_share"])]
-        if budget:
-            cells += [_FITS[row["fits"]], *(_bound(row, field) for field in ("largest_hidden", "largest_nodes"))]
+        if bounds:
+            cells += [_FITS[row["fits"]], *(_bound(row[field]) for field in bounds)]
         whole.add_row(row["scheme"], *cells)
     notes = (Text(note, style="dim") for note in _notes(found))
     return Group(Text(_title(found), style="bold"), parts, whole, *notes)
@@ -43,19 +46,18 @@ def _grid(headings: list[str]) -> Grid:
     return grid
 
 
-def _bound(row: dict[str, Any], field: str) -> str:
-    if row["reason"] is not None:
-        return _FITS[None]
-    return NOTHING if row[field] is None else f"{row[field]:,}"
+def _bound(value: int | None) -> str:
+    return NOTHING if value is None else f"{value:,}"
 
 
 def _title(found: dict[str, Any]) -> str:
     graph, network = found["graph"], found["network"]
     generated = " (generated graph)" if graph["synthetic"] else ""
     sizes = f"{graph['nodes']:,} nodes, {graph['edges']:,} edges, {graph['features']:,} features"
+    name = network.get("module") or f"{network['model']} {network['layers']} x {network['hidden']}"
     return (
         f"Estimated, not measured · {graph['name']}{generated}: {sizes}, {graph['classes']:,} classes · "
-        f"{network['model']} {network['layers']} x {network['hidden']} · {found['device']}"
+        f"{name} · {found['device']}"
     )
 
 
@@ -67,17 +69,14 @@ def _notes(found: dict[str, Any]) -> list[str]:
         *found["left_out"],
     ]
     if found["budget_bytes"] is not None:
+        hidden = "" if "module" in found["network"] else "largest hidden: on this graph; "
         notes.append(
-            f"The budget of {found['budget_bytes']:,} bytes is for the peak. Largest hidden: on this graph; largest "
-            f"nodes: with this network and edges in proportion; {NOTHING}: none is too large; "
-            f"{_FITS[None]}: the peak is not known."
+            f"The budget of {found['budget_bytes']:,} bytes is for the peak; {hidden}largest nodes: with this network "
+            f"and edges in proportion; {NOTHING}: none is too large."
         )
-    notes += dict.fromkeys(row["reason"] for row in rows if row["reason"])
-    known = [row for row in rows if row["peak_bytes"] is not None]
-    if known:
-        smallest = min(known, key=lambda row: row["peak_bytes"])
-        notes.append(
-            f"No peak is below {mebibytes_text(smallest['peak_bytes'])} MiB, and of {smallest['scheme']}'s "
-            f"{percent_text(1 - smallest['saved_share'])} are no activations."
-        )
+    smallest = min(rows, key=lambda row: row["peak_bytes"])
+    notes.append(
+        f"No peak is below {mebibytes_text(smallest['peak_bytes'])} MiB, and of {smallest['scheme']}'s "
+        f"{percent_text(1 - smallest['saved_share'])} are no activations."
+    )
     return notes

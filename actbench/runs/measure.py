@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 
-from actbench.compress import Compression, Ledger, compress, predict_saved_bytes, require_calls
+from actbench.compress import Compression, Ledger, compress
 from actbench.graphs import Graph, load
 from actbench.meters import Clock, MemoryMeter, Reading, describe_environment
-from actbench.models import adjacency_entries, operations
 from actbench.quant import ordered_products
 from actbench.records import SCHEMA_VERSION, Record
 from actbench.runs.job import Job, description
-from actbench.training import Trainer
+from actbench.scheme import Scheme
+from actbench.trace import Subject, predict_saved_bytes, require_calls
+from actbench.training import Recipe, Trainer
 
 WARMUP_EPOCHS = 2
 _OUT_OF_MEMORY = (
@@ -158,13 +159,12 @@ def _train(
 ) -> None:
     graph = load(job.dataset, Path(job.data_dir), job.seed)
     record["graph"] = graph.as_record()
-    architecture = job.recipe.architecture
-    entries = adjacency_entries(architecture.model, graph.edge_index, graph.nodes)
-    trace = operations(architecture, graph.nodes, graph.features, graph.classes, entries)
-    require_calls(trace, job.scheme)
-    if job.recipe.sampler == "full":
+    subject, sizes = Subject(job.recipe, graph.task), _sizes_of(graph, job.recipe)
+    require_calls(subject, job.scheme)
+    if not subject.samples:
         # Before anything is allocated: a run out of memory has it too.
-        record["predicted_saved_bytes"] = predict_saved_bytes(trace, job.scheme, device.type)
+        loops = int((graph.edge_index[0] == graph.edge_index[1]).sum())
+        record["predicted_saved_bytes"] = predict_saved_bytes(subject, job.scheme, device.type, sizes, own_loops=loops)
     torch.manual_seed(job.seed)
     trainer = Trainer(graph, job.recipe, device)
     # The loader's copy is not needed any more, and must not sit in the host's peak.
@@ -181,6 +181,8 @@ def _train(
                 begun = clock.read()
                 if epoch == 1:
                     loss = _first_epoch(trainer, compression, record)
+                    if subject.samples:
+                        record["predicted_saved_bytes"] = _predict_step(subject, job.scheme, device, sizes, record)
                 else:
                     loss = trainer.epoch(compression, compression.around_loss)
                 record["epoch_seconds"].append(clock.read() - begun)
@@ -228,15 +230,26 @@ def _first_epoch(trainer: Trainer, compression: Compression, record: Record) -> 
             record["loss_saved_bytes"] = beyond.total_bytes
             record["ledger"] = [asdict(entry) for entry in forward.entries]
             if sampled:
-                nodes, entries = batch.x.shape[0], batch.adjacency.values().numel()
-                trace = operations(trainer.recipe.architecture, nodes, trainer.x.shape[1], trainer.classes, entries)
-                predicted = predict_saved_bytes(trace, compression.scheme, trainer.x.device.type)
-                record["predicted_saved_bytes"] = predicted
-                record["largest_step"] = {"nodes": nodes, "entries": entries}
+                entries = batch.adjacency.values().numel()
+                record["largest_step"] = {"nodes": batch.x.shape[0], "entries": entries}
         del batch
     if sampled:
         record["steps_per_epoch"] = len(losses)
     return sum(losses) / len(losses)
+
+
+def _sizes_of(graph: Graph, recipe: Recipe) -> dict[str, int]:
+    """The quantities that a trace of `recipe` on the whole graph is a function of."""
+    parts = {"train": graph.train.numel(), "valid": graph.valid.numel(), "test": graph.test.numel()}
+    sizes = {"nodes": graph.nodes, "edges": graph.edges, "features": graph.features, "classes": graph.classes}
+    return sizes | parts | {"hidden": recipe.architecture.hidden}
+
+
+def _predict_step(subject: Subject, scheme: Scheme, device: torch.device, sizes: dict[str, int], record: Record) -> int:
+    """Saved bytes of the step that kept most, by the sizes of its batch."""
+    nodes, entries = record["largest_step"]["nodes"], record["largest_step"]["entries"]
+    batch = {"batch_nodes": nodes, "batch_edges": entries, "batch_train": nodes}
+    return predict_saved_bytes(subject, scheme, device.type, sizes | batch, batch_entries=entries)
 
 
 @contextmanager

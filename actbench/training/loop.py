@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Module
 
 from actbench.errors import DataError
 from actbench.graphs import Graph
@@ -51,18 +52,27 @@ _MOST_DRAWS: Final = 100
 class Trainer:
     """A network, its optimizer and its graph on one device.
 
-    Weights are drawn from torch's generator; seed it before, and two trainers start alike. Raises `DataError` if the
-    recipe wants more parts than there are nodes.
+    Weights are drawn from torch's generator; seed it before, and two trainers start alike. A `network` takes the place
+    of the recipe's, and an `adjacency`, what it is called with besides x, that of the model's. Raises `DataError` if
+    the recipe wants more parts than there are nodes.
     """
 
-    def __init__(self, graph: Graph, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        recipe: Recipe,
+        device: torch.device,
+        network: Module | None = None,
+        adjacency: Tensor | None = None,
+    ) -> None:
         self.recipe = recipe
         self.task, self.metric = graph.task, graph.metric
         self.x, self.y, self.classes = graph.x.to(device), graph.y.to(device), graph.classes
         self.train, self.valid, self.test = (part.to(device) for part in (graph.train, graph.valid, graph.test))
-        model = recipe.architecture.model
-        self.adjacency = adjacency_of(model, graph.edge_index, graph.nodes).to(device)
-        self.network = Network(recipe.architecture, graph.features, graph.classes).to(device)
+        if adjacency is None:
+            adjacency = adjacency_of(recipe.architecture.model, graph.edge_index, graph.nodes)
+        self.adjacency = adjacency.to(device)
+        self.network = (network or Network(recipe.architecture, graph.features, graph.classes)).to(device)
         optimizer = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.RMSprop
         self.optimizer = optimizer(self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
         self._samples = samples_of(graph, recipe)
@@ -99,14 +109,18 @@ class Trainer:
             train = self._trains[nodes].nonzero().view(-1)
             if not train.numel():
                 continue
-            if nodes.numel() == 1 and len(self.network.norms):
+            if nodes.numel() == 1 and self.recipe.architecture.batch_norm:
                 raise DataError(
                     "a sample has one node, of which batch norm knows no variance: take more roots or parts a batch, "
                     "or no batch norm."
                 )
-            adjacency = adjacency_of(self.recipe.architecture.model, edge_index, nodes.numel()).to(device)
             here = nodes.to(device)
-            yield self._batch(self.x[here], adjacency, self.y[here], train.to(device))
+            yield self.sample(self.x[here], self.y[here], edge_index, train)
+
+    def sample(self, x: Tensor, y: Tensor, edge_index: Tensor, train: Tensor) -> Batch:
+        """A batch of the nodes of `x`, with the edges and the training nodes among them."""
+        adjacency = adjacency_of(self.recipe.architecture.model, edge_index, x.shape[0]).to(x.device)
+        return self._batch(x, adjacency, y, train.to(x.device))
 
     def epoch(
         self,

@@ -42,7 +42,11 @@ def peak_beyond(work: Callable[[], object]) -> int:
 def epoch_peak(graph: Graph, recipe: Recipe, scheme: str) -> int:
     """Most bytes that tensors take during one epoch after the first: step and evaluation."""
     torch.manual_seed(0)
-    trainer = Trainer(graph, recipe, torch.device("cpu"))
+    return trainer_peak(Trainer(graph, recipe, torch.device("cpu")), scheme)
+
+
+def trainer_peak(trainer: Trainer, scheme: str) -> int:
+    """The same of a trainer that has not trained yet."""
     compression = compress(scheme, seed=0)
 
     def epoch() -> None:

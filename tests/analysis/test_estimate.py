@@ -2,15 +2,17 @@ import importlib.util
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
-from hypothesis import given
+import torch.nn.functional as F
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv, GCNConv, GraphSAGE
 
-from actbench.analysis import estimate as module
 from actbench.analysis.estimate import (
     CUBLAS_BYTES_HOPPER,
     CUDA_ROUNDING,
@@ -22,15 +24,20 @@ from actbench.analysis.estimate import (
     largest_nodes,
     scaled,
 )
-from actbench.compress import compress, predict_saved_bytes
+from actbench.analysis.estimate import sizes as batch_sizes
+from actbench.compress import compress
 from actbench.errors import UsageError
-from actbench.graphs import Entry, Graph, load, sizes_of
-from actbench.models import Architecture, operations
+from actbench.graphs import Entry, Graph, load, mean_adjacency, sizes_of
+from actbench.models import Model
 from actbench.quant import mersenne
 from actbench.report import estimate_table
-from actbench.scheme import Scheme
-from actbench.training import Recipe, Trainer, recipe_for
-from tests.analysis.allocations import epoch_peak, peak_beyond
+from actbench.scheme import NAMED, Scheme
+from actbench.trace import Subject
+from actbench.training import Recipe, Sampler, Trainer, recipe_for
+from tests.analysis.allocations import epoch_peak, peak_beyond, storage_bytes, trainer_peak
+from tests.by_hand.operations import operations, predict_saved_bytes
+from tests.by_hand.walk import Workload as ByHand
+from tests.by_hand.walk import walk_peak
 
 SCHEMES = [
     *("fp32", "exact", "blockwise-vm", "blockwise:dropout=seed", "exact:bits=8,block=100,projection=1", "int4"),
@@ -39,7 +46,10 @@ SCHEMES = [
 DERIVED = ["derived", "derived-lean:dropout=bit", "derived-fine:block=100"]
 WATCHED_FLAGS_BYTES = 2**14
 ARXIV = Entry("arxiv", 169_343, 2_315_598, 128, 40, split_sizes=(90_941, 29_799, 48_603))
-ARXIV_SAGE = Workload(ARXIV, Architecture("sage", 3, 128, 0.5, True), 0.0, "cuda")
+ARXIV_SAGE = Workload(ARXIV, Subject(recipe_for("arxiv", "sage"), "single-label"), "cuda")
+ALTERNATIVES = ["bf16", "checkpoint"]
+BFLOAT16_ON_A_CPU = 0.15
+"""Share of the peak that oneDNN takes for products, which docs/estimate.md leaves out."""
 
 
 def random_graph(nodes: int, edges: int, features: int, classes: int, multi_label: bool = False) -> Graph:
@@ -83,8 +93,24 @@ def is_undirected(graph: Graph) -> bool:
 
 
 def workload(graph: Graph, recipe: Recipe, device: Any = "cpu") -> Workload:
-    undirected = is_undirected(graph)
-    return Workload(sizes(graph), recipe.architecture, recipe.weight_decay, device, undirected=undirected)
+    return Workload(sizes(graph), Subject(recipe, graph.task, undirected=is_undirected(graph)), device)
+
+
+def with_recipe(at: Workload, recipe: Recipe) -> Workload:
+    return replace(at, subject=replace(at.subject, recipe=recipe))
+
+
+def with_architecture(at: Workload, **changes: Any) -> Workload:
+    recipe = at.subject.recipe
+    return with_recipe(at, replace(recipe, architecture=replace(recipe.architecture, **changes)))
+
+
+def passing_by(recipe: Recipe, features: int, classes: int) -> int:
+    """Bytes that are left out: the flags of broken blocks, which are copied when they are looked at, vectors as long as
+    a row that pass by, a scalar for every parameter (its norm), and checkpoint's states of generators.
+    """
+    rows = 4 * 4 * sum(recipe.architecture.widths(features, classes))
+    return WATCHED_FLAGS_BYTES + rows + 1024 + 5056 * (recipe.architecture.layers + 2)
 
 
 def test_the_reference_itself_counts_what_is_live() -> None:
@@ -97,71 +123,82 @@ def test_the_reference_itself_counts_what_is_live() -> None:
     assert peak_beyond(work) == 4000 + 2 * 40_000
 
 
-@pytest.mark.parametrize("model", ["sage", "gcn"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+GRAPHS: dict[str, tuple[int, int, int, int, bool, dict[str, Any]]] = {
+    "activations": (4000, 20_000, 32, 8, False, {"hidden": 64, "layers": 3}),
+    "edges": (3000, 150_000, 16, 8, False, {"hidden": 24, "layers": 2}),
+    "weights": (300, 600, 800, 5, False, {"hidden": 500, "layers": 3, "weight_decay": 5e-4}),
+    "labels": (2000, 6000, 40, 50, True, {"hidden": 60, "layers": 2, "dropout": 0.0}),
+    "features": (2000, 6000, 300, 7, False, {"hidden": 16, "layers": 2, "batch_norm": False}),
+    "one layer": (2000, 6000, 40, 30, False, {"hidden": 16, "layers": 1}),
+}
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, *DERIVED, *ALTERNATIVES])
 @pytest.mark.parametrize(
-    ("nodes", "edges", "features", "classes", "multi_label", "settings"),
+    ("model", "name", "undirected"),
     [
-        pytest.param(4000, 20_000, 32, 8, False, {"hidden": 64, "layers": 3}, id="activations"),
-        pytest.param(3000, 150_000, 16, 8, False, {"hidden": 24, "layers": 2}, id="edges"),
-        pytest.param(300, 600, 800, 5, False, {"hidden": 500, "layers": 3, "weight_decay": 5e-4}, id="weights"),
-        pytest.param(2000, 6000, 40, 50, True, {"hidden": 60, "layers": 2, "dropout": 0.0}, id="labels"),
-        pytest.param(2000, 6000, 300, 7, False, {"hidden": 16, "layers": 2, "batch_norm": False}, id="features"),
-        pytest.param(2000, 6000, 40, 30, False, {"hidden": 16, "layers": 1}, id="one layer"),
+        *((model, name, name != "edges") for model in ("sage", "gcn") for name in GRAPHS),
+        *((model, name, True) for model in ("gcnii", "gat") for name in ("activations", "labels")),
     ],
 )
-def test_peak_against_torchs_allocator(
-    model: Any,
-    scheme: str,
-    nodes: int,
-    edges: int,
-    features: int,
-    classes: int,
-    multi_label: bool,
-    settings: dict[str, Any],
-) -> None:
+def test_peak_against_torchs_allocator(model: Any, name: str, undirected: bool, scheme: str) -> None:
+    nodes, edges, features, classes, multi_label, settings = GRAPHS[name]
     graph = random_graph(nodes, edges, features, classes, multi_label)
-    recipe = recipe_for("ogbn-arxiv", model).overridden(**settings)
-    found = estimate(workload(graph, recipe), Scheme.parse(scheme))
-    measured = epoch_peak(graph, recipe, scheme)
-    # Left out: the flags of broken blocks, which are copied when they are looked at, vectors as long as a row that
-    # pass by, and a scalar for every parameter (its norm).
-    rows = 4 * 4 * sum(recipe.architecture.widths(features, classes))
-    assert abs(found.peak_bytes - measured) <= WATCHED_FLAGS_BYTES + rows + 1024
-    assert found.peak_bytes == pytest.approx(measured, rel=0.1)
-
-
-@pytest.mark.parametrize("model", ["sage", "gcn"])
-@pytest.mark.parametrize("scheme", DERIVED)
-@pytest.mark.parametrize("undirected", [True, False])
-@pytest.mark.parametrize(
-    ("nodes", "edges", "features", "classes", "settings"),
-    [
-        pytest.param(4000, 20_000, 32, 8, {"hidden": 64, "layers": 3}, id="activations"),
-        pytest.param(3000, 150_000, 16, 8, {"hidden": 24, "layers": 2}, id="edges"),
-        pytest.param(2000, 6000, 40, 50, {"hidden": 60, "layers": 2, "dropout": 0.0}, id="no dropout"),
-        pytest.param(2000, 6000, 40, 7, {"hidden": 64, "layers": 3, "batch_norm": False}, id="no norm"),
-        pytest.param(2000, 6000, 40, 30, {"hidden": 16, "layers": 1}, id="one layer"),
-    ],
-)
-def test_derived_peak_against_torchs_allocator(
-    model: Any,
-    scheme: str,
-    undirected: bool,
-    nodes: int,
-    edges: int,
-    features: int,
-    classes: int,
-    settings: dict[str, Any],
-) -> None:
-    graph = random_graph(nodes, edges, features, classes)
     graph = both_ways(graph) if undirected else graph
     recipe = recipe_for("ogbn-arxiv", model).overridden(**settings)
+    if "/" in scheme and (model == "gat" or settings["layers"] == 1 or settings.get("batch_norm") is False):
+        scheme = "blockwise/linear1:projection=1"
     at = workload(graph, recipe)
-    assert at.undirected == undirected
+    assert at.subject.undirected == undirected
     found, measured = estimate(at, Scheme.parse(scheme)), epoch_peak(graph, recipe, scheme)
-    rows = 4 * 4 * sum(recipe.architecture.widths(features, classes))
-    assert abs(found.peak_bytes - measured) <= WATCHED_FLAGS_BYTES + rows + 1024
+    besides = BFLOAT16_ON_A_CPU * measured if scheme == "bf16" else 0
+    assert abs(found.peak_bytes - measured) <= passing_by(recipe, features, classes) + besides
+    assert found.peak_bytes == pytest.approx(measured, rel=BFLOAT16_ON_A_CPU if scheme == "bf16" else 0.1)
+
+
+@pytest.mark.parametrize("settings", [{"residual": True}, {"residual": False, "layers": 4}, {"input_dropout": 0.3}])
+@pytest.mark.parametrize("scheme", ["fp32", "exact", "derived", "checkpoint"])
+def test_what_gcnii_may_have_besides(settings: dict[str, Any], scheme: str) -> None:
+    graph = both_ways(random_graph(4000, 20_000, 32, 8))
+    recipe = recipe_for("ogbn-arxiv", "gcnii").overridden(hidden=48, **settings)
+    found, measured = estimate(workload(graph, recipe), Scheme.parse(scheme)), epoch_peak(graph, recipe, scheme)
+    assert abs(found.peak_bytes - measured) <= passing_by(recipe, 32, 8)
+
+
+@pytest.mark.parametrize("model", ["sage", "gat"])
+@pytest.mark.parametrize("scheme", ["fp32", "exact", "derived"])
+def test_a_samplers_step_against_torchs_allocator(model: Any, scheme: str) -> None:
+    """A step on all parts of the graph, which is the batch that an estimate takes it for."""
+    graph = both_ways(random_graph(3000, 12_000, 32, 8))
+    recipe = recipe_for("ogbn-arxiv", model, "cluster").overridden(hidden=64, parts=4, parts_per_batch=4)
+    torch.manual_seed(0)
+    trainer, compression = Trainer(graph, recipe, torch.device("cpu")), compress(scheme, seed=0)
+    trainer.epoch(compression)
+    trainer.optimizer.zero_grad()
+    batch = next(trainer.batches())
+    moments = [value for state in trainer.optimizer.state.values() for value in state.values()]
+    kept = storage_bytes([*trainer.resident, *moments, *batch.tensors])
+    measured = kept + peak_beyond(lambda: trainer.step(compression, batch=batch))
+    at = workload(graph, recipe)
+    found = estimate(at, Scheme.parse(scheme))
+    assert found.peak_at.startswith(("forward", "backward"))
+    assert abs(found.peak_bytes - measured) <= passing_by(recipe, 32, 8)
+    notes = forecast(at, [Scheme.parse(scheme)], None)["left_out"]
+    assert any("A step is taken to train on 3,000 nodes, in parts of equal size" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "settings", "nodes", "edges"),
+    [
+        ("saint", {"roots": 100, "walk_length": 2}, 300, 3000),
+        ("saint", {"roots": 10_000, "walk_length": 2}, 2000, 20_000),
+        ("cluster", {"parts": 30, "parts_per_batch": 7}, 467, 4670),
+    ],
+)
+def test_the_sizes_of_a_batch(sampler: Any, settings: dict[str, int], nodes: int, edges: int) -> None:
+    recipe = recipe_for("mine", "sage", sampler).overridden(**settings)
+    found = batch_sizes(Workload(Entry("any", 2000, 20_000, 8, 3), Subject(recipe, "single-label"), "cpu"))
+    assert (found["batch_nodes"], found["batch_edges"]) == (nodes, edges)
 
 
 @pytest.mark.parametrize("scheme", ["blockwise", "blockwise:dropout=seed"])
@@ -173,28 +210,9 @@ def test_a_dropout_peaks_the_same_whoever_draws_it(scheme: str, ours: bool, monk
     graph = random_graph(4000, 8000, 8, 4)
     recipe = recipe_for("ogbn-arxiv", "gcn").overridden(hidden=256, layers=2, batch_norm=False)
     found = estimate(workload(graph, recipe), Scheme.parse(scheme))
-    assert found.peak_at == "forward of dropout 1"
+    assert found.peak_at == "forward: mul"
     measured = epoch_peak(graph, recipe, scheme)
     rows = 4 * 4 * sum(recipe.architecture.widths(8, 4))
-    assert abs(found.peak_bytes - measured) <= WATCHED_FLAGS_BYTES + rows + 1024
-
-
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        pytest.param({"hidden": 64, "layers": 2, "residual": True}, id="residual"),
-        pytest.param({"hidden": 48, "layers": 4, "residual": False}, id="deep"),
-        pytest.param({"hidden": 32, "layers": 3, "residual": True, "dropout": 0.0, "batch_norm": False}, id="bare"),
-    ],
-)
-def test_gcnii_against_torchs_allocator(scheme: str, settings: dict[str, Any]) -> None:
-    graph, recipe = random_graph(4000, 20_000, 32, 8), recipe_for("ogbn-arxiv", "gcn")
-    architecture = replace(recipe.architecture, model="gcnii", alpha=0.1, theta=0.5, **settings)
-    recipe = replace(recipe, architecture=architecture)
-    found = estimate(workload(graph, recipe), Scheme.parse(scheme))
-    measured = epoch_peak(graph, recipe, scheme)
-    rows = 4 * 4 * sum(architecture.widths(32, 8))
     assert abs(found.peak_bytes - measured) <= WATCHED_FLAGS_BYTES + rows + 1024
 
 
@@ -212,20 +230,25 @@ def test_a_named_graph_needs_not_be_loaded(folder: str, name: str, model: Any, t
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("model", ["sage", "gcn"])
+@pytest.mark.parametrize("model", get_args(Model))
 @pytest.mark.parametrize("scheme", [*SCHEMES, *DERIVED])
-def test_the_walk_keeps_what_is_predicted(device: Any, model: Any, scheme: str) -> None:
-    """At the end of forward the walk holds the resident tensors, what is kept, and the logits."""
-    at = Workload(ARXIV, Architecture(model, 3, 128, 0.5, True), 0.0, device)
-    steps = list(module._steps(at.architecture, ARXIV.features, ARXIV.classes))
-    walk = module._walk_of(at, Scheme.parse(scheme))
-    walk.forward(steps, training=True)
-    logits = walk.matrix(ARXIV.classes)
-    trace = operations(at.architecture, ARXIV.nodes, ARXIV.features, ARXIV.classes)
-    predicted = predict_saved_bytes(trace, Scheme.parse(scheme), device)
-    assert estimate(at, Scheme.parse(scheme)).saved_bytes == predicted
-    rounding = CUDA_ROUNDING * 5 * len(steps) if device == "cuda" else 0
-    assert predicted <= walk.memory.live - logits <= predicted + rounding
+@pytest.mark.parametrize("nodes", [2003, 10**9])
+def test_against_what_is_written_down_by_hand(device: Any, model: Any, scheme: str, nodes: int) -> None:
+    if "/" in scheme and model == "gat":
+        return
+    graph = Entry("any", nodes, 9 * nodes, 61, 7, split_sizes=(nodes // 2, nodes // 4, nodes - nodes // 2 - nodes // 4))
+    recipe, chosen = recipe_for("arxiv", model).overridden(input_dropout=0.0), Scheme.parse(scheme)
+    found = estimate(Workload(graph, Subject(recipe, "single-label"), device), chosen)
+    a = recipe.architecture
+    assert found.saved_bytes == predict_saved_bytes(operations(a, nodes, 61, 7, 10 * nodes), chosen, device)
+    if model == "gat" or (model == "gcnii" and chosen.derives):
+        return
+    peak, _ = walk_peak(ByHand(graph, a, recipe.weight_decay, device), chosen)
+    # By hand no scalar is counted, of which there are some a parameter, nor a vector that passes by.
+    scalars = 200 * (CUDA_ROUNDING if device == "cuda" else 8) + 4 * 4 * sum(a.widths(61, 7))
+    # Nor what torch takes to sum up contents on CUDA, by chunks.
+    summing = 32 * 2**22 if device == "cuda" and chosen.derives else 0
+    assert -scalars <= found.peak_bytes - found.cublas_bytes - peak <= scalars + summing
 
 
 def test_arxivs_fp32_peak_on_cuda_by_hand() -> None:
@@ -242,7 +265,7 @@ def test_arxivs_fp32_peak_on_cuda_by_hand() -> None:
     sorting = 4 * (nodes + 1) + 4 * 2 * edges + 8 * edges * 6
     expected = resident + kept + transients + max(turned, sorting)
     found = estimate(ARXIV_SAGE, Scheme("fp32"))
-    assert found.peak_at == "backward of mean of convolution 3"
+    assert found.peak_at == "backward: mm"
     assert 0 <= found.peak_bytes - expected <= 100 * CUDA_ROUNDING
 
 
@@ -254,17 +277,22 @@ def test_hopper_has_larger_workspaces() -> None:
 
 
 workloads = st.builds(
-    lambda nodes, degree, features, classes, model, layers, hidden, dropout, norm, device: Workload(
-        Entry("any", nodes, nodes * degree, features, classes),
-        Architecture(model, layers, hidden, dropout, norm),
-        0.0,
-        device,
+    lambda nodes, degree, features, classes, model, layers, hidden, dropout, norm, device: with_architecture(
+        Workload(
+            Entry("any", nodes, nodes * degree, features, classes),
+            Subject(recipe_for("arxiv", model), "single-label"),
+            device,
+        ),
+        layers=layers,
+        hidden=hidden,
+        dropout=dropout,
+        batch_norm=norm,
     ),
     nodes=st.integers(1, 10**7),
     degree=st.integers(0, 50),
     features=st.integers(1, 2000),
     classes=st.integers(1, 100),
-    model=st.sampled_from(["sage", "gcn"]),
+    model=st.sampled_from(["sage", "gcn", "gcnii", "gat"]),
     layers=st.integers(1, 4),
     hidden=st.integers(1, 1500),
     dropout=st.sampled_from([0.0, 0.5]),
@@ -276,9 +304,10 @@ schemes = st.sampled_from([*SCHEMES, *DERIVED, *further]).map(Scheme.parse)
 
 
 @given(workloads, schemes, st.integers(1, 1000), st.integers(1, 10**6))
+@settings(deadline=None)
 def test_more_is_never_less(at: Workload, scheme: Scheme, wider: int, larger: int) -> None:
     here = estimate(at, scheme)
-    hidden = replace(at, architecture=replace(at.architecture, hidden=at.architecture.hidden + wider))
+    hidden = with_architecture(at, hidden=at.subject.recipe.architecture.hidden + wider)
     nodes = replace(at, graph=scaled(at.graph, at.graph.nodes + larger))
     for more in (estimate(hidden, scheme), estimate(nodes, scheme)):
         assert more.peak_bytes >= here.peak_bytes
@@ -286,6 +315,7 @@ def test_more_is_never_less(at: Workload, scheme: Scheme, wider: int, larger: in
 
 
 @given(workloads, schemes)
+@settings(deadline=None)
 def test_kinds_sum_to_the_peak_and_all_that_is_kept_is_in_it(at: Workload, scheme: Scheme) -> None:
     found = estimate(at, scheme)
     assert found.transient_bytes >= 0
@@ -295,6 +325,7 @@ def test_kinds_sum_to_the_peak_and_all_that_is_kept_is_in_it(at: Workload, schem
 
 
 @given(workloads)
+@settings(deadline=None)
 def test_levels_change_no_byte(at: Workload) -> None:
     plain, minimised = (estimate(at, Scheme.parse(name)) for name in ("blockwise", "blockwise-vm"))
     assert replace(minimised, scheme="blockwise") == plain
@@ -311,10 +342,11 @@ def test_a_graph_of_its_own_size_is_itself() -> None:
 @pytest.mark.parametrize("scheme", ["fp32", "exact", "blockwise:bits=4,block=100,projection=3"])
 def test_what_still_fits_against_brute_force(model: Any, device: Any, scheme: str) -> None:
     chosen = Scheme.parse(scheme)
-    at = Workload(Entry("any", 700, 3000, 20, 5), Architecture(model, 3, 32, 0.5, True), 0.0, device)
+    recipe = recipe_for("arxiv", model).overridden(hidden=32)
+    at = Workload(Entry("any", 700, 3000, 20, 5), Subject(recipe, "single-label"), device)
 
     def at_width(hidden: int) -> Estimate:
-        return estimate(replace(at, architecture=replace(at.architecture, hidden=hidden)), chosen)
+        return estimate(with_architecture(at, hidden=hidden), chosen)
 
     def at_nodes(nodes: int) -> Estimate:
         return estimate(replace(at, graph=scaled(at.graph, nodes)), chosen)
@@ -331,7 +363,7 @@ def test_what_still_fits_against_brute_force(model: Any, device: Any, scheme: st
 def test_nothing_fits_and_everything_does() -> None:
     assert largest_hidden(ARXIV_SAGE, Scheme("fp32"), 10**6) == 0
     assert largest_nodes(ARXIV_SAGE, Scheme("fp32"), 10**6) == 0
-    one = replace(ARXIV_SAGE, architecture=replace(ARXIV_SAGE.architecture, layers=1))
+    one = with_architecture(ARXIV_SAGE, layers=1)
     assert largest_hidden(one, Scheme("fp32"), 10**12) is None
     assert largest_nodes(ARXIV_SAGE, Scheme("fp32"), 2**60) is None
 
@@ -345,32 +377,82 @@ def test_the_largest_sizes_are_counted_without_overflow() -> None:
         estimate(replace(ARXIV_SAGE, graph=replace(large, features=2**24)), Scheme("fp32"))
 
 
-def test_what_is_not_modelled_has_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = forecast(ARXIV_SAGE, [Scheme("fp32")], 10**9)["rows"][0]
-    monkeypatch.delitem(module._CONVOLUTIONS, "sage")
-    with pytest.raises(UsageError, match="The peak of model sage is not modelled"):
-        estimate(ARXIV_SAGE, Scheme("fp32"))
-    found = forecast(ARXIV_SAGE, [Scheme("fp32")], 10**9)
-    row = found["rows"][0]
-    assert row.keys() == known.keys()
-    assert {key: value for key, value in row.items() if value is not None} == {
-        "scheme": "fp32",
-        "saved_bytes": known["saved_bytes"],
-        "reason": "The peak of model sage is not modelled: `actbench run --model sage` measures it.",
+@pytest.mark.parametrize("model", get_args(Model))
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("sampler", get_args(Sampler))
+def test_every_model_scheme_and_sampler_has_a_peak(model: Any, device: Any, sampler: Any) -> None:
+    at = Workload(ARXIV, Subject(recipe_for("arxiv", model, sampler), "single-label"), device)
+    for scheme in NAMED.values():
+        if (scheme.name, device) == ("offload", "cpu"):
+            continue
+        found = estimate(at, scheme)
+        assert found.peak_bytes > found.saved_bytes >= 0
+        assert found.transient_bytes > 0
+        assert (found.saved_bytes == 0) == (scheme.name == "offload")
+
+
+def test_self_loops_are_told_of_models_that_add_them() -> None:
+    told = {
+        model: [note for note in forecast(with_model(model), [Scheme("fp32")], None)["left_out"] if "self-loop" in note]
+        for model in get_args(Model)
     }
-    text = io.StringIO()
-    Console(file=text, width=200).print(estimate_table(found))
-    assert row["reason"] in text.getvalue()
-    assert "No peak" not in text.getvalue()
+    assert told["sage"] == []
+    for model in ("gcn", "gcnii", "gat"):
+        assert told[model] == [f"{model} adds a self-loop to every node; the graph is taken to have none of its own."]
 
 
-def test_a_derived_peak_is_of_models_that_its_walk_knows() -> None:
-    gcnii = Architecture("gcnii", 3, 64, 0.5, True, alpha=0.1, theta=0.5)
-    found = forecast(replace(ARXIV_SAGE, architecture=gcnii), [Scheme.parse("exact"), Scheme.parse("derived")], None)
-    exact, derived = found["rows"]
-    assert exact["peak_bytes"] > exact["saved_bytes"] > derived["saved_bytes"] > 0
-    assert derived["peak_bytes"] is None
-    assert derived["reason"].startswith("The peak of model gcnii under scheme 'derived' is not modelled")
+def with_model(model: Any) -> Workload:
+    return with_recipe(ARXIV_SAGE, recipe_for("arxiv", model))
+
+
+class OwnNetwork(nn.Module):
+    """Layers that no model of ours has."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.first, self.norm = GCNConv(features, 48), nn.LayerNorm(48)
+        self.second, self.last = GATConv(48, 16, heads=3), nn.Linear(48, classes)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        x = F.dropout(F.elu(self.norm(self.first(x, edge_index))), 0.4, self.training)
+        out: Tensor = self.last(F.relu(self.second(x, edge_index)))
+        return out
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "exact", "derived", "int4"])
+@pytest.mark.parametrize("adj_t", [False, True])
+def test_a_module_of_ones_own_against_torchs_allocator(scheme: str, adj_t: bool) -> None:
+    def make(features: int, classes: int) -> nn.Module:
+        stock = GraphSAGE(features, 40, 3, classes, norm="batch_norm", dropout=0.5)
+        return stock if adj_t else OwnNetwork(features, classes)
+
+    graph, recipe = both_ways(random_graph(3000, 12_000, 32, 8)), recipe_for("mine", "sage")
+    subject = Subject(recipe, "single-label", module=make, adj_t=adj_t, name="own")
+    found = estimate(Workload(sizes(graph), subject, "cpu"), Scheme.parse(scheme))
+    adjacency = mean_adjacency(graph.edge_index, graph.nodes) if adj_t else graph.edge_index
+    trainer = Trainer(graph, recipe, torch.device("cpu"), make(32, 8), adjacency)
+    measured = trainer_peak(trainer, scheme)
+    assert abs(found.peak_bytes - measured) <= passing_by(recipe, 32, 8)
+    assert found.peak_bytes == pytest.approx(measured, rel=0.02)
+
+
+class Counting(nn.Module):
+    """Its memory is not one of sizes: it grows with the largest degree."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(features, classes)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        most = int(edge_index[0].bincount().max())
+        out: Tensor = self.linear(x) + torch.zeros(x.shape[0] * most * 3 + most).sum()
+        return out
+
+
+def test_a_module_whose_memory_does_not_follow_from_sizes_is_refused() -> None:
+    subject = Subject(recipe_for("mine", "sage"), "single-label", module=Counting, name="own")
+    with pytest.raises(UsageError, match="does not follow from the numbers of nodes, edges"):
+        estimate(Workload(ARXIV, subject, "cpu"), Scheme("fp32"))
 
 
 def test_that_the_graph_is_taken_to_be_undirected_is_said_where_it_matters() -> None:
@@ -379,7 +461,8 @@ def test_that_the_graph_is_taken_to_be_undirected_is_said_where_it_matters() -> 
 
     assert said(ARXIV_SAGE, "fp32", "derived")
     assert not said(ARXIV_SAGE, "fp32", "exact")
-    assert not said(replace(ARXIV_SAGE, undirected=False), "derived")
+    directed = replace(ARXIV_SAGE, subject=replace(ARXIV_SAGE.subject, undirected=False))
+    assert not said(directed, "derived")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -396,7 +479,6 @@ def test_the_table_is_whole_in_80_columns(device: Literal["cpu", "cuda"]) -> Non
             if row[field] is not None:
                 shown = f"{row[field]:,}" if field == "largest_nodes" else f"{row[field] / 2**20:,.1f}"
                 assert any(shown in line.split() for line in lines), (row["scheme"], field)
-    assert [line.split()[-3:] for line in lines if line.startswith(" bf16")][1] == ["?", "?", "?"]
 
 
 @pytest.mark.gpu

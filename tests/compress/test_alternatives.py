@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import actbench
-from actbench.compress import Compression, Ledger, compress, predict_saved_bytes, require_calls, run_layer
+from actbench.compress import Compression, Ledger, compress, run_layer
 from actbench.compress.offload import Offload
 from actbench.compress.rules import Rules
 from actbench.errors import SchemeError, UsageError
-from actbench.models import Architecture, Network, adjacency_of, operations
+from actbench.models import Architecture, Network, adjacency_of
 from actbench.models.network import Model
 from actbench.scheme import Scheme
+from actbench.trace import Subject, require_calls
+from actbench.training import recipe_for
+from tests.by_hand.operations import operations, predict_saved_bytes
 
 NODES, FEATURES, CLASSES = 60, 16, 5
 
@@ -350,12 +353,12 @@ def test_a_product_is_numbered_as_the_ledger_names_it() -> None:
 
 
 def test_an_override_of_a_call_that_a_model_has_not_is_named() -> None:
-    trace = operations(Architecture("gcn", 2, 24, 0.4, False), NODES, FEATURES, CLASSES)
-    require_calls(trace, Scheme.parse("exact/linear2:bits=4"))
+    subject = Subject(recipe_for("mine", "gcn").overridden(layers=2, batch_norm=False), "single-label")
+    require_calls(subject, Scheme.parse("exact/linear2:bits=4"))
     with pytest.raises(SchemeError, match="overrides linear3, but the model calls linear 2 times"):
-        require_calls(trace, Scheme.parse("exact/linear3:bits=4"))
+        require_calls(subject, Scheme.parse("exact/linear3:bits=4"))
     with pytest.raises(SchemeError, match="overrides batch_norm1, but the model does not call batch_norm"):
-        require_calls(trace, Scheme.parse("exact/batch_norm1:bits=4"))
+        require_calls(subject, Scheme.parse("exact/batch_norm1:bits=4"))
 
 
 def test_on_a_gpu_a_dropout_under_autocast_keeps_a_byte_and_a_generator_sixteen() -> None:

@@ -20,13 +20,14 @@ from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GAT, GCN, GCN2Conv, GraphSAGE, SAGEConv
 
 import actbench
-from actbench.compress import Ledger, predict_saved_bytes
+from actbench.compress import Ledger
 from actbench.compress.ledger import before_closing
 from actbench.errors import NonFiniteError, UsageError
 from actbench.graphs import gcn_adjacency, mean_adjacency
-from actbench.models import Architecture, Model, Network, adjacency_entries, adjacency_of, operations
+from actbench.models import Architecture, Model, Network, adjacency_of
 from actbench.quant import Rectifier
 from actbench.scheme import DERIVED, Scheme
+from tests.by_hand.operations import adjacency_entries, operations, predict_saved_bytes
 
 FINE = "derived:bits=8,block=1,levels=uniform"
 RELATIVE = 1 / 252

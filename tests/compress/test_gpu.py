@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import actbench
-from actbench.compress import Ledger, predict_saved_bytes
+from actbench.compress import Ledger
 from actbench.compress.offload import Offload
 from actbench.errors import NonFiniteError
-from actbench.models import Architecture, Model, Network, adjacency_of, operations
+from actbench.models import Architecture, Model, Network, adjacency_of
 from actbench.scheme import Scheme
+from tests.by_hand.operations import operations, predict_saved_bytes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -97,7 +98,7 @@ def test_offload_holds_pinned_memory_and_lowers_the_peak() -> None:
         if compression.offload:
             # A ReLU's result is the next layer's input: one storage, with a copy of its own.
             assert compression.offload.host_bytes == 12 * x.numel() * 4
-            assert all(copy.host.is_pinned() for copy in compression.offload._copies)
+            assert all(copy.host.is_pinned() for copy in compression.offload.copies)
             # Copies are not waited for one by one. What the side stream has read by now the allocator notices when it
             # is next asked for memory.
             torch.cuda.synchronize()

@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from actbench.compress import Ledger, Operation, predict_saved_bytes
+from actbench.compress import Ledger
 from actbench.graphs import mean_adjacency
 from actbench.scheme import Scheme
+from tests.by_hand.operations import Operation, predict_saved_bytes
 
 
 def test_a_storage_counts_once_and_in_full_however_it_is_seen() -> None:

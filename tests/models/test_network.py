@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from actbench.compress import Ledger, compress, predict_saved_bytes
+from actbench.compress import Ledger, compress
 from actbench.graphs import catalogue
-from actbench.models import Architecture, Model, Network, adjacency_of, operations
+from actbench.models import Architecture, Model, Network, adjacency_of
 from actbench.models.attention import AttentionConv
 from actbench.scheme import Scheme
+from tests.by_hand.operations import operations, predict_saved_bytes
 
 ARXIV_NODES = 169_343
 ARXIV_SAGE = Architecture("sage", 3, 128, 0.5, True)

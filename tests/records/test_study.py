@@ -6,12 +6,11 @@ import pytest
 import torch
 
 from actbench.analysis.comparison import compare
-from actbench.compress import predict_saved_bytes
 from actbench.errors import OutputError, UsageError
-from actbench.models import operations
 from actbench.records.study import is_study, match_studies, read_study, study_key
 from actbench.scheme import Scheme
 from tests.analysis.test_comparison import located
+from tests.by_hand.operations import operations, predict_saved_bytes
 from tests.report.records import measured
 from tests.runs.example import example_record
 from tests.studies.example import SCHEMES, job, study

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from actbench.compress import predict_saved_bytes
 from actbench.errors import DeviceError
 from actbench.graphs import load
-from actbench.models import Model, operations
+from actbench.models import Model
 from actbench.quant import sources
 from actbench.records import RecordFile, identity, machine
 from actbench.runs import Job, device, digest_of, plan, require_device, resolve_device, run_grid
@@ -24,6 +23,7 @@ from actbench.runs.job import description
 from actbench.runs.measure import measure
 from actbench.scheme import Scheme
 from actbench.training import Sampler, Trainer, recipe_for
+from tests.by_hand.operations import operations, predict_saved_bytes
 from tests.runs.example import ENVIRONMENT, example_job, example_record
 
 FIELDS = [

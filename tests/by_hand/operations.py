@@ -1,16 +1,22 @@
-"""What a model's forward keeps for backward, by arithmetic alone: no tensor is made."""
+"""What each model's forward keeps for backward, written down by hand and counted by arithmetic alone.
+
+The independent proof of what `actbench.trace` reads from a run.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from actbench.compress import kept_edges
 from actbench.compress.codec import GENERATOR_BYTES, Noise, Quantized, dropout_bytes, is_smaller
-from actbench.errors import SchemeError
+from actbench.models import Architecture, Model
 from actbench.quant import Rectifier
 from actbench.quant.layout import mask_bytes
 from actbench.scheme import PROJECTED, Scheme
@@ -100,16 +106,6 @@ def predict_saved_bytes(operations: Iterable[Operation], scheme: Scheme, device:
     return sum(kept.values()) + packed_bytes + sum(size for tensor, size in bits.items() if tensor not in kept)
 
 
-def require_calls(operations: Iterable[Operation], scheme: Scheme) -> None:
-    """Raise `SchemeError` if `scheme` overrides a call that is not among `operations`."""
-    calls = Counter(operation.kind for operation in operations)
-    for override in scheme.overrides:
-        count = calls[override.operation]  # type: ignore[index]
-        if override.call > count:
-            known = f"calls {override.operation} {count} times" if count else f"does not call {override.operation}"
-            raise SchemeError(f"scheme '{scheme}' overrides {override.place}, but the model {known} in a forward pass.")
-
-
 def _autocast_bytes(operations: Iterable[Operation], device: str) -> int:
     kept: dict[str, int] = {}
     copied_bytes = 0
@@ -187,3 +183,98 @@ def _packed_bytes(operation: Operation, scheme: Scheme, ratio: int) -> int:
 def _statistics_bytes(operation: Operation) -> int:
     """A batch norm keeps its batch's mean and inverse standard deviation under every scheme."""
     return 2 * FLOAT_BYTES * operation.width if operation.kind == "batch_norm" else 0
+
+
+def adjacency_entries(model: Model, edge_index: Tensor, nodes: int) -> int:
+    """How many entries the model's adjacency has, by counting alone."""
+    edges = edge_index.shape[1]
+    return edges if model == "sage" else edges + nodes - int((edge_index[0] == edge_index[1]).sum())
+
+
+def operations(
+    architecture: Architecture, nodes: int, features: int, classes: int, entries: int | None = None
+) -> list[Operation]:
+    """The operations of one training forward pass that keep activations, in order.
+
+    `entries` are those of the model's adjacency, self-loops included, on which GAT alone depends; raises `ValueError`
+    if it is not given them.
+    """
+    a = architecture
+    widths = a.widths(features, classes)
+    trace: list[Operation] = []
+    x = "dropped data" if a.input_dropout > 0 else "data"
+    if a.input_dropout > 0:
+        trace.append(Operation("dropout", "data's mask", nodes, a.inputs(features, classes), derived_from="data"))
+    if a.model == "gcnii":
+        trace.append(Operation("layer", x, nodes, a.inputs(features, classes)))
+        # The data needs no gradient, so that autocast keeps no copy of the weight.
+        trace.append(Operation("linear", x, nodes, a.inputs(features, classes), whole=True, derived_from=x))
+        x = _activation(trace, a, nodes, a.hidden, "first", whole=False)
+    for i, (before, after) in enumerate(pairwise(widths)):
+        trace.append(Operation("layer", x, nodes, before))
+        if a.model == "gcnii":
+            trace.append(Operation("layer_input", "relufirst", nodes, a.hidden))
+        trace += _convolution_operations(a, i, x, nodes, before, after, entries)
+        if i == a.layers - 1 and a.model != "gcnii":
+            break
+        # Under autocast a linear or addmm makes bfloat16, a sparse product or a sum with a bias float32; that is what
+        # the convolution ends with.
+        whole = a.model in ("gcn", "gat")
+        if a.batch_norm:
+            trace.append(Operation("batch_norm", f"convolution{i}", nodes, after, whole=whole))
+        normed = f"convolution{i}" if a.batch_norm and not a.residual else None
+        x = _activation(trace, a, nodes, after, str(i), whole, normed)
+    if a.model == "gcnii":
+        trace.append(Operation("layer", x, nodes, a.hidden))
+        trace.append(Operation("linear", x, nodes, a.hidden, weight=a.hidden * classes, derived_from=x))
+    return trace
+
+
+def _activation(
+    trace: list[Operation],
+    a: Architecture,
+    nodes: int,
+    width: int,
+    place: str,
+    whole: bool,
+    normed: str | None = None,
+) -> str:
+    """Append ReLU, of the batch norm of `normed` if that is given, and dropout; returns the name of their result."""
+    trace.append(Operation("relu", f"relu{place}", nodes, width, whole=whole, derived_from=normed))
+    if a.dropout == 0:
+        return f"relu{place}"
+    trace.append(Operation("dropout", f"mask{place}", nodes, width, whole=whole))
+    return f"dropout{place}"
+
+
+def _convolution_operations(
+    a: Architecture, i: int, x: str, nodes: int, before: int, after: int, entries: int | None
+) -> list[Operation]:
+    # Of the first layer's input, which is data, nobody asks a gradient.
+    weight = before * after if i else 0
+    if a.model == "sage":
+        return [
+            Operation("linear", f"neighbours{i}", nodes, before, whole=True, weight=weight, derived_from=x),
+            Operation("linear", x, nodes, before, whole=i == 0, weight=weight, derived_from=x),
+        ]
+    if a.model == "gcn":
+        return [Operation("linear", x, nodes, before, whole=True, weight=weight, derived_from=x)]
+    if a.model == "gcnii":
+        return [Operation("addmm", f"neighbours{i}", nodes, before, whole=True, weight=before * after)]
+    if entries is None:
+        raise ValueError("what attention keeps depends on the number of entries of its adjacency")
+    heads = a.heads or 1
+    width = after * heads if i == a.layers - 1 else after
+    kept = kept_edges(entries, a.edge_dropout)
+    by_autocast = before * width if i else 0
+    trace = [Operation("linear", x, nodes, before, whole=True, weight=by_autocast, derived_from=x)]
+    if a.edge_dropout > 0:
+        trace.append(Operation("edge_dropout", f"edges{i}", entries, 1))
+    return [
+        *trace,
+        Operation("linear", f"transformed{i}", nodes, width),
+        Operation("exact", f"attention vectors{i}", 2 * heads, width),
+        Operation("leaky_relu", f"scores{i}", kept, heads),
+        Operation("exact", f"coefficients{i}", kept, heads, whole=True),
+        Operation("aggregate", f"transformed{i}", nodes, width),
+    ]
