@@ -88,6 +88,8 @@ class Child:
             # Here, so that a compiler's memory is in no child's peak.
             compile_loops()
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._said = 0
+        """Bytes of what libraries said on stderr in jobs before, which is none of a later one's errors."""
         # A session of its own: Ctrl-C reaches the parent alone, which then decides.
         self._process = subprocess.Popen(
             [*_WORKER, str(os.getpid())],
@@ -121,8 +123,6 @@ class Child:
         """The record of `job`, whatever becomes of the process; see `execute`."""
         last: dict[str, Any] = {"epoch": 0}
         killed_before = _killed_for_memory()
-        # What jobs before this one have made libraries say is none of its errors.
-        said_before = os.fstat(self._errors.fileno()).st_size
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -142,9 +142,10 @@ class Child:
             if record is not None and job.together:
                 break
         if record is not None:
+            self._said = os.fstat(self._errors.fileno()).st_size
             return record
         process.wait()
-        self._errors.seek(said_before)
+        self._errors.seek(self._said)
         stderr = self._errors.read().decode(errors="replace")
         by_kernel = process.returncode == -signal.SIGKILL and _killed_for_memory() > killed_before
         record = _epitaph(blank_record(job, environment), process.returncode, last, stderr)

@@ -378,6 +378,16 @@ def test_host_memory_that_runs_out_is_a_record_of_how_far_it_came_and_the_grid_g
     assert len(short["epoch_seconds"]) == len(short["curve"]["loss"]) == 1
 
 
+def test_what_a_child_says_before_anybody_listens_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have died before its parent has given it a job."""
+    monkeypatch.setattr(execute_module, "_WORKER", [sys.executable, "-S", "-c", "raise SystemExit('std::bad_alloc')"])
+    with contextlib.closing(execute_module.Child(JOBS[0])) as child:
+        while not child.has_ended:
+            pass
+        record = child.measure(JOBS[0], ENVIRONMENT, lambda state: None)
+    assert (record["status"], record["error"]["traceback"].strip()) == ("oom", "std::bad_alloc")
+
+
 @pytest.mark.parametrize(
     ("program", "kernel_kills", "status"),
     [
