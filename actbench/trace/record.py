@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -124,17 +124,20 @@ class Trace:
         return values.at(count) * element_bytes
 
 
-def record(subject: Subject, scheme: Scheme, device: str, real: Mapping[str, int]) -> Trace:
+def record(
+    subject: Subject, scheme: Scheme, device: str, real: Mapping[str, int], forward_alone: bool = False
+) -> Trace:
     """A trace that stands for sizes `real`: nodes, edges, features, hidden, classes, train, valid and test.
 
-    If the recipe samples, also batch_nodes, batch_edges and batch_train. Raises `UsageError` if the sizes of a user's
-    module do not follow from those, or if those of a scheme cannot be told apart.
+    If the recipe samples, also batch_nodes, batch_edges and batch_train. `forward_alone`: it knows what is saved and
+    no peak. Raises `UsageError` if the sizes of a user's module do not follow from those, or if those of a scheme
+    cannot be told apart.
     """
     found: list[tuple[_Tracer, Trace]] = []
     for tiny in _TINY:
         tracer = _Tracer(subject, scheme, device, tiny, real)
         try:
-            found.append((tracer, tracer.trace()))
+            found.append((tracer, tracer.trace(forward_alone)))
         except AmbiguousError:
             continue
         if subject.module is None or len(found) == 2:
@@ -166,7 +169,7 @@ def predict_saved_bytes(
 
     Of a batch the entries of its adjacency are given in place of its edges.
     """
-    trace = record(subject, scheme, device, sizes)
+    trace = record(subject, scheme, device, sizes, forward_alone=True)
     if subject.samples:
         loops = sizes["batch_nodes"] if trace.looped else 0
         return trace.saved_bytes(Values({**sizes, "batch_edges": batch_entries - loops}))
@@ -179,7 +182,7 @@ def require_calls(subject: Subject, scheme: Scheme) -> None:
         return
     sizes = dict.fromkeys(("nodes", "edges", "features", "hidden", "classes", "train", "valid", "test"), 1000)
     batch = dict.fromkeys(("batch_nodes", "batch_edges", "batch_train"), 1000)
-    calls = record(subject, replace(scheme, overrides=()), "cpu", sizes | batch).calls
+    calls = record(subject, replace(scheme, overrides=()), "cpu", sizes | batch, forward_alone=True).calls
     for override in scheme.overrides:
         count = calls[override.operation]
         if override.call > count:
@@ -240,8 +243,8 @@ class _Tracer:
             return False
         return self.decide(lambda rows, width: fits_tile(width, layout(rows, width).block_length), *shape)
 
-    def trace(self) -> Trace:
-        """Two epochs: the first for what is saved, the second, before which all that stays is there, for the peak."""
+    def trace(self, forward_alone: bool) -> Trace:
+        """A forward pass for what is saved; for the peak an epoch, before which another has made all that stays."""
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), ExitStack() as contexts:
             torch.manual_seed(0)
             # A module that nothing is compressed of is estimated all the same.
@@ -251,9 +254,11 @@ class _Tracer:
                 _update_together(trainer.optimizer)
                 contexts.enter_context(_drawn_as_on_cuda())
             self._define(trainer.adjacency)
-            saved: list[tuple[Size, int]] = []
-            self._epoch(trainer, saved)
-            recording = self._epoch(trainer, None)
+            saved = self._pass(trainer)
+            recording = Recording(self.reader, self.device)
+            if not forward_alone:
+                self._epoch(trainer, Recording(self.reader, self.device))
+                self._epoch(trainer, recording)
         entries = _entries(trainer.adjacency)
         return Trace(
             self._held(trainer),
@@ -291,29 +296,41 @@ class _Tracer:
         if a.labels_as_input:
             define(lambda features, classes: features + classes, self.graph.features, self.graph.classes)
 
-    def _epoch(self, trainer: Trainer, saved: list[tuple[Size, int]] | None) -> Recording:
-        """One epoch; adds to `saved` what is, if that is given."""
-        recording = Recording(self.reader, self.device)
-        trainer.optimizer.zero_grad()
+    @contextmanager
+    def _recorded(self, trainer: Trainer, recording: Recording) -> Iterator[None]:
         recording.known([*trainer.resident, *_state(trainer.optimizer)])
+        shapes = Shapes(recording.unseen, self.fits, self.reader.expect, recording.sum_words)
+        with sized_by(self), instead(shapes), recording:
+            recording.begin("batch")
+            yield
+
+    def _pass(self, trainer: Trainer) -> list[tuple[Size, int]]:
+        """A forward pass; what is saved when it ends."""
+        recording, context = Recording(self.reader, self.device), self._context(trainer)
+        with self._recorded(trainer, recording):
+            batch = self._batch(trainer, recording)
+            ledger = Ledger(exclude=[*trainer.resident, *batch.tensors])
+            with self._forward(recording, context), ledger:
+                # Held until the ledger is closed.
+                logits = trainer.network(batch.x, batch.adjacency)
+            saved = list(self._saved(recording, ledger))
+            del logits
+        self.calls = Counter(context.rules.calls)
+        return saved
+
+    def _epoch(self, trainer: Trainer, recording: Recording) -> None:
+        trainer.optimizer.zero_grad()
         context = self._context(trainer)
         update = trainer.optimizer.register_step_pre_hook(lambda *_: recording.begin("update"))
-        with (
-            sized_by(self),
-            instead(Shapes(recording.unseen, self.fits, self.reader.expect, recording.sum_words)),
-            recording,
-        ):
-            recording.begin("batch")
+        with self._recorded(trainer, recording):
             batch = self._batch(trainer, recording)
-            ledger = Ledger(exclude=[*trainer.resident, *batch.tensors]) if saved is not None else None
-            forward = self._forward(recording, context, ledger, saved)
-            trainer.step(forward, recording.phase("loss", context.around_loss, "backward"), batch)
+            loss = recording.phase("loss", context.around_loss, "backward")
+            trainer.step(self._forward(recording, context), loss, batch)
             recording.begin("evaluation")
             del batch
             trainer.evaluate()
             recording.sweep()
         update.remove()
-        return recording
 
     def _batch(self, trainer: Trainer, recording: Recording) -> Batch:
         if self.part is None:
@@ -331,25 +348,13 @@ class _Tracer:
         return context
 
     @contextmanager
-    def _forward(
-        self,
-        recording: Recording,
-        context: Compression,
-        ledger: Ledger | None,
-        saved: list[tuple[Size, int]] | None,
-    ) -> Iterator[None]:
+    def _forward(self, recording: Recording, context: Compression) -> Iterator[None]:
         # Of nested hooks torch asks the innermost alone.
-        hooks: AbstractContextManager[None] = nullcontext()
-        if not context.offload:
-            hooks = saved_tensors_hooks(recording.saved, lambda tensor: tensor)
+        hooks = nullcontext() if context.offload else saved_tensors_hooks(recording.saved, lambda tensor: tensor)
         with hooks, recording.phase("forward", context, "loss"):
-            with ledger or nullcontext():
-                yield
-            if ledger is not None and saved is not None:
-                saved.extend(self._saved(recording, ledger))
+            yield
             if context.offload:
                 recording.elsewhere([copy.host for copy in context.offload.copies])
-            self.calls = Counter(context.rules.calls)
 
     def _saved(self, recording: Recording, ledger: Ledger) -> Iterator[tuple[Size, int]]:
         for address, entry in ledger.kept():

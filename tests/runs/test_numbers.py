@@ -90,8 +90,8 @@ def test_an_activation_that_is_no_number_is_named_where_nothing_is_packed(
     def spoil(self: Network, x: torch.Tensor, adjacency: torch.Tensor) -> torch.Tensor:
         if not self.norms[1]._forward_hooks:
             calls.append(1)
-            # A forward pass and an evaluation in each epoch.
-            if len(calls) == 3:
+            # That of the prediction, and a forward pass and an evaluation in each epoch.
+            if len(calls) == 4:
                 self.norms[1].register_forward_hook(lambda *called: called[2] / 0)
         return forward(self, x, adjacency)
 
