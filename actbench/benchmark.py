@@ -272,7 +272,7 @@ def _cases(shape: Shape, device: torch.device) -> Iterator[Case]:
     float_bytes = _FLOAT_BYTES * numel
     for name in ("exact", "blockwise"):
         packing = Packing.of(xs[0].shape, torch.float32, Scheme.parse(name))
-        length, levels = packing.block_length, packing.levels
+        length, code = packing.code.block_length, packing.code
         packed = [quantize(x, packing, _SEED, _ROUNDING) for x in xs]
         moved = float_bytes + packing.layout.total_bytes
         yield Case(
@@ -281,7 +281,7 @@ def _cases(shape: Shape, device: torch.device) -> Iterator[Case]:
             moved,
             [(x,) for x in xs],
             lambda x, packing=packing: quantize(x, packing, _SEED, _ROUNDING),
-            lambda x, length=length, levels=levels: reference.quantize(x, length, BITS, levels, _SEED, _ROUNDING),
+            lambda x, code=code: reference.quantize(x, code, _SEED, _ROUNDING),
             lambda x, length=length: _quantize(x, length),
         )
         yield Case(
@@ -290,8 +290,8 @@ def _cases(shape: Shape, device: torch.device) -> Iterator[Case]:
             moved,
             packed,
             lambda codes, minimum, scale, packing=packing: dequantize((codes, minimum, scale), packing),
-            lambda codes, minimum, scale, length=length, levels=levels: reference.dequantize(
-                codes, minimum, scale, numel, length, BITS, levels, torch.float32
+            lambda codes, minimum, scale, code=code: reference.dequantize(
+                codes, minimum, scale, numel, code, torch.float32
             ).view(shape.rows, shape.width),
             lambda codes, minimum, scale, length=length: _dequantize(codes, minimum, scale, numel, length),
         )
@@ -325,7 +325,7 @@ def _projected_cases(shape: Shape, xs: list[Tensor], name: str) -> Iterator[Case
     projected = projected_width(shape.width, RATIO)
     projection = Projection(shape.width, projected, _SEED, _SIGNS)
     packing = Packing.of(torch.Size((shape.rows, projected)), torch.float32, Scheme.parse(name))
-    length, levels = packing.block_length, packing.levels
+    length = packing.code.block_length
     packed = [quantize(x, packing, _SEED, _ROUNDING, projection) for x in xs]
     moved = _FLOAT_BYTES * shape.rows * shape.width + packing.layout.total_bytes
     matrix = projection.matrix(xs[0])
@@ -335,7 +335,7 @@ def _projected_cases(shape: Shape, xs: list[Tensor], name: str) -> Iterator[Case
         moved,
         [(x,) for x in xs],
         lambda x: quantize(x, packing, _SEED, _ROUNDING, projection),
-        lambda x: reference.project_quantize(x, projected, length, BITS, levels, _SEED, _SIGNS, _ROUNDING),
+        lambda x: reference.project_quantize(x, projected, packing.code, _SEED, _SIGNS, _ROUNDING),
         lambda x: _quantize(x @ matrix, length),
     )
     yield Case(
@@ -351,9 +351,7 @@ def _projected_cases(shape: Shape, xs: list[Tensor], name: str) -> Iterator[Case
             shape.rows,
             shape.width,
             projected,
-            length,
-            BITS,
-            levels,
+            packing.code,
             torch.float32,
             _SEED,
             _SIGNS,
@@ -367,8 +365,8 @@ def _projected_cases(shape: Shape, xs: list[Tensor], name: str) -> Iterator[Case
 def _rectified_cases(shape: Shape, xs: list[Tensor]) -> Iterator[Case]:
     # With uniform levels, as the other operations.
     rectifier = Rectifier.of(xs[0].shape, torch.float32, Scheme.parse("derived:levels=uniform"))
-    length, numel = rectifier.block_length, xs[0].numel()
-    how = length, BITS, rectifier.levels
+    code, numel = rectifier.code, xs[0].numel()
+    length = code.block_length
     float_bytes, code_bytes = _FLOAT_BYTES * numel, rectifier.layout.total_bytes
     packed = [rectifier.quantize(x, _SEED, _ROUNDING) for x in xs]
     yield Case(
@@ -377,7 +375,7 @@ def _rectified_cases(shape: Shape, xs: list[Tensor]) -> Iterator[Case]:
         float_bytes + code_bytes,
         [(x,) for x in xs],
         lambda x: rectifier.quantize(x, _SEED, _ROUNDING),
-        lambda x: reference.quantize_rectified(x, *how, _SEED, _ROUNDING),
+        lambda x: reference.quantize_rectified(x, code, _SEED, _ROUNDING),
         lambda x: _quantize_rectified(x, length),
     )
     yield Case(
@@ -386,7 +384,7 @@ def _rectified_cases(shape: Shape, xs: list[Tensor]) -> Iterator[Case]:
         float_bytes + code_bytes,
         packed,
         lambda codes, scale: rectifier.dequantize((codes, scale)),
-        lambda codes, scale: reference.dequantize_rectified(codes, scale, numel, *how, torch.float32).view(
+        lambda codes, scale: reference.dequantize_rectified(codes, scale, numel, code, torch.float32).view(
             rectifier.shape
         ),
         lambda codes, scale: _dequantize_rectified(_unpack_codes(codes, BITS, numel), scale, length).view(
@@ -403,8 +401,8 @@ def _rectified_cases(shape: Shape, xs: list[Tensor]) -> Iterator[Case]:
         length,
         read_bytes + _SUMS * _DOUBLE_BYTES * shape.width,
         inputs,
-        lambda x, codes, scale, mask: backend(x).norm_sums(x, codes, scale, *how, mask, _FACTOR),
-        lambda x, codes, scale, mask: reference.norm_sums(x, codes, scale, *how, mask, _FACTOR),
+        lambda x, codes, scale, mask: backend(x).norm_sums(x, codes, scale, code, mask, _FACTOR),
+        lambda x, codes, scale, mask: reference.norm_sums(x, codes, scale, code, mask, _FACTOR),
         lambda x, codes, scale, mask: _norm_sums(*_pass(x, codes, scale, mask, length)),
     )
     coefficients = torch.randn(
@@ -415,8 +413,8 @@ def _rectified_cases(shape: Shape, xs: list[Tensor]) -> Iterator[Case]:
         length,
         read_bytes + _SUMS * _FLOAT_BYTES * shape.width + float_bytes,
         inputs,
-        lambda x, codes, scale, mask: backend(x).norm_gradient(x, codes, scale, *how, coefficients, mask, _FACTOR),
-        lambda x, codes, scale, mask: reference.norm_gradient(x, codes, scale, *how, coefficients, mask, _FACTOR),
+        lambda x, codes, scale, mask: backend(x).norm_gradient(x, codes, scale, code, coefficients, mask, _FACTOR),
+        lambda x, codes, scale, mask: reference.norm_gradient(x, codes, scale, code, coefficients, mask, _FACTOR),
         lambda x, codes, scale, mask: _norm_gradient(*_pass(x, codes, scale, mask, length), coefficients),
     )
 

@@ -1,5 +1,6 @@
 """Quantization: level tables, layout, and one quantizer with a backend for each device."""
 
+from actbench.quant.backend import Packed, RectifiedCodes
 from actbench.quant.content import asymmetry_sums, dense_sum
 from actbench.quant.ordered import ordered_products
 from actbench.quant.packed import (
@@ -15,10 +16,11 @@ from actbench.quant.packed import (
     scale_where,
     unpack_mask,
 )
-from actbench.quant.rectified import Dropped, RectifiedCodes, Rectifier
+from actbench.quant.rectified import Dropped, Rectifier
 
 __all__ = [
     "Dropped",
+    "Packed",
     "Packing",
     "Projection",
     "RectifiedCodes",

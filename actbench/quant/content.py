@@ -25,8 +25,7 @@ def asymmetry_sums(crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
     `values` [E] are of 2, 4 or 8 bytes.
     """
     if (other := replaced()) is not None:
-        replacement: Tensor = other.asymmetry_sums(crow, col, values)
-        return replacement
+        return other.asymmetry_sums(crow, col, values)
     if not crow.is_cuda:
         arrays = crow.contiguous(), col.contiguous(), _patterns(values)
         return cpu.share_content(content_loops.asymmetry_sums, arrays, crow.numel() - 1)
@@ -36,8 +35,7 @@ def asymmetry_sums(crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
 def dense_sum(x: Tensor) -> Tensor:
     """That of all of `x`, of 2, 4 or 8 bytes an element and any shape: int64 [1] on its device."""
     if (other := replaced()) is not None:
-        replacement: Tensor = other.dense_sum(x)
-        return replacement
+        return other.dense_sum(x)
     if not x.is_cuda:
         words = _words(x)
         return cpu.share_content(content_loops.dense_sum, (words,), -(-words.numel() // RUN))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from actbench.quant import content_loops, loops, mersenne, rectified_loops
-from actbench.quant.layout import CODES_A_BYTE, Layout, RectifiedLayout, mask_bytes
+from actbench.quant.layout import CODES_A_BYTE, BlockCode, mask_bytes
 
 # Handing work to another thread takes as long as some ten thousand values take on this one.
 _VALUES_A_THREAD = 2**15
@@ -25,16 +25,14 @@ _CPU = torch.device("cpu")
 
 def quantize(
     x: Tensor,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     stream: int,
     broken: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize contiguous `x`; see reference.py."""
     values = _flat(x)
-    layout = Layout(values.numel(), block_length, bits)
+    layout = code.layout(values.numel())
     codes = torch.empty(layout.code_bytes, dtype=torch.uint8, device=_CPU)
     minimum = torch.empty(layout.blocks, dtype=torch.bfloat16, device=_CPU)
     scale = torch.empty_like(minimum)
@@ -42,10 +40,19 @@ def quantize(
     noise = np.uint64(seed % 2**64), np.uint64(stream % 2**64)
     found = _share(
         loops.quantize,
-        (array, array.view(np.int32), block_length, *_tables(levels), bits, *noise, _array(codes), *places),
+        (
+            array,
+            array.view(np.int32),
+            code.block_length,
+            *_tables(code.levels),
+            int(code.bits),
+            *noise,
+            _array(codes),
+            *places,
+        ),
         layout.blocks,
         8,
-        _VALUES_A_THREAD // block_length,
+        _VALUES_A_THREAD // code.block_length,
     )
     if broken is not None and any(found):
         broken.fill_(1)
@@ -57,18 +64,16 @@ def dequantize(
     minimum: Tensor,
     scale: Tensor,
     numel: int,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     dtype: torch.dtype,
 ) -> Tensor:
     """The values that `quantize` packed, `dtype` [numel]."""
     out = torch.empty(numel, dtype=torch.float32, device=_CPU)
-    edges, _, is_uniform = _tables(levels)
+    edges, _, is_uniform = _tables(code.levels)
     places = _array(minimum.view(torch.uint16)), _array(scale.view(torch.uint16))
     _share(
         loops.dequantize,
-        (_array(codes), *places, block_length, edges, is_uniform, bits, _array(out)),
+        (_array(codes), *places, code.block_length, edges, is_uniform, int(code.bits), _array(out)),
         numel,
         8,
         _VALUES_A_THREAD,
@@ -79,9 +84,7 @@ def dequantize(
 def project_quantize(
     x: Tensor,
     projected: int,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     sign_stream: int,
     stream: int,
@@ -89,7 +92,7 @@ def project_quantize(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Quantize x P, P the projection of (`seed`, `sign_stream`); see reference.py."""
     signs = _signs(x.shape[1], projected, seed, sign_stream)
-    return quantize(_signed_product(x, signs, projected, projected), block_length, bits, levels, seed, stream, broken)
+    return quantize(_signed_product(x, signs, projected, projected), code, seed, stream, broken)
 
 
 def dequantize_unproject(
@@ -99,15 +102,13 @@ def dequantize_unproject(
     rows: int,
     width: int,
     projected: int,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     dtype: torch.dtype,
     seed: int,
     sign_stream: int,
 ) -> Tensor:
     """What `project_quantize` packed times Pᵀ, `dtype` [rows, width]; see reference.py."""
-    u = dequantize(codes, minimum, scale, rows * projected, block_length, bits, levels, torch.float32)
+    u = dequantize(codes, minimum, scale, rows * projected, code, torch.float32)
     signs = _signs(width, projected, seed, sign_stream)[:, :projected].T
     return _signed_product(u.view(rows, projected), np.ascontiguousarray(signs), width, projected).to(dtype)
 
@@ -120,27 +121,25 @@ def projection(width: int, projected: int, seed: int, stream: int, dtype: torch.
 
 def quantize_rectified(
     x: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     stream: int,
     broken: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rectified codes of contiguous `x`; see reference.py."""
     values = _flat(x)
-    layout = RectifiedLayout(values.numel(), block_length, bits)
+    layout = code.rectified_layout(values.numel())
     codes = torch.empty(layout.code_bytes, dtype=torch.uint8, device=_CPU)
     scale = torch.empty(layout.blocks, dtype=torch.bfloat16, device=_CPU)
-    array, table = _array(values), _rectified_tables(levels)
+    array, table = _array(values), _rectified_tables(code.levels)
     noise = np.uint64(seed % 2**64), np.uint64(stream % 2**64)
     places = _array(codes), _array(scale.view(torch.uint16))
     found = _share(
         rectified_loops.quantize,
-        (array, array.view(np.int32), block_length, *table, CODES_A_BYTE[bits], *noise, *places),
+        (array, array.view(np.int32), code.block_length, *table, CODES_A_BYTE[code.bits], *noise, *places),
         layout.blocks,
         40,
-        _VALUES_A_THREAD // block_length,
+        _VALUES_A_THREAD // code.block_length,
     )
     if broken is not None and any(found):
         broken.fill_(1)
@@ -151,9 +150,7 @@ def dequantize_rectified(
     codes: Tensor,
     scale: Tensor,
     numel: int,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     dtype: torch.dtype,
     mask: Tensor | None = None,
     factor: float = 1.0,
@@ -162,7 +159,7 @@ def dequantize_rectified(
     out = torch.empty(numel, dtype=torch.float32, device=_CPU)
     _share(
         rectified_loops.dequantize,
-        (*_rectified(codes, scale, block_length, bits, levels), *_dropped(mask, factor), _array(out)),
+        (*_rectified(codes, scale, code), *_dropped(mask, factor), _array(out)),
         numel,
         1,
         _VALUES_A_THREAD,
@@ -171,13 +168,19 @@ def dequantize_rectified(
 
 
 def pass_rectified(
-    gradient: Tensor, codes: Tensor, bits: float, mask: Tensor | None = None, factor: float = 1.0
+    gradient: Tensor, codes: Tensor, code: BlockCode, mask: Tensor | None = None, factor: float = 1.0
 ) -> Tensor:
     """Contiguous `gradient` through a ReLU, and the dropout after it; see reference.py."""
     out = torch.empty_like(gradient, dtype=torch.float32)
     _share(
         rectified_loops.pass_where,
-        (_array(_flat(gradient)), _array(codes), CODES_A_BYTE[bits], *_dropped(mask, factor), _array(out.view(-1))),
+        (
+            _array(_flat(gradient)),
+            _array(codes),
+            CODES_A_BYTE[code.bits],
+            *_dropped(mask, factor),
+            _array(out.view(-1)),
+        ),
         gradient.numel(),
         1,
         _VALUES_A_THREAD,
@@ -189,9 +192,7 @@ def norm_sums(
     gradient: Tensor,
     codes: Tensor,
     scale: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     mask: Tensor | None = None,
     factor: float = 1.0,
 ) -> Tensor:
@@ -201,7 +202,7 @@ def norm_sums(
         rectified_loops.norm_sums,
         (
             _array(_flat(gradient).view(rows, width)),
-            *_rectified(codes, scale, block_length, bits, levels),
+            *_rectified(codes, scale, code),
             *_dropped(mask, factor),
         ),
         rows,
@@ -215,9 +216,7 @@ def norm_gradient(
     gradient: Tensor,
     codes: Tensor,
     scale: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     coefficients: Tensor,
     mask: Tensor | None = None,
     factor: float = 1.0,
@@ -229,7 +228,7 @@ def norm_gradient(
         rectified_loops.norm_gradient,
         (
             _array(_flat(gradient).view(rows, width)),
-            *_rectified(codes, scale, block_length, bits, levels),
+            *_rectified(codes, scale, code),
             *_dropped(mask, factor),
             _array(coefficients),
             _array(out),
@@ -294,21 +293,22 @@ def compile_loops() -> None:
 
     What the compiler takes of memory stays with the process, so a process that measures its own lets another one do it.
     """
-    x, levels = torch.ones(8, 8, dtype=torch.float32, device=_CPU), tuple(map(float, range(4)))
-    packed = project_quantize(x, 4, 8, 2, levels, 0, 0, 1)
-    dequantize_unproject(*packed, 8, 8, 4, 8, 2, levels, x.dtype, 0, 0)
+    x, plain = torch.ones(8, 8, dtype=torch.float32, device=_CPU), BlockCode(8, 2, (0.0, 1.0, 2.0, 3.0))
+    packed = project_quantize(x, 4, plain, 0, 0, 1)
+    dequantize_unproject(*packed, 8, 8, 4, plain, x.dtype, 0, 0)
     unpack_mask(pack_mask(x > 0), 64)
     draw_mask(64, 0.5, torch.Generator("cpu"))
     bits = pack_mask(x.to(torch.int32))
     keep_where(x, bits)
     scale_where(x, pack_positive(x), 2.0)
     survived = pack_positive(x)
-    codes, scale = quantize_rectified(x, 8, 2, levels[:3], 0, 0)
-    dequantize_rectified(codes, scale, 64, 8, 2, levels[:3], x.dtype, survived)
-    pass_rectified(x, codes, 2, survived)
-    norm_sums(x, codes, scale, 8, 2, levels[:3], survived)
+    rectified = BlockCode(8, 2, (0.0, 1.0, 2.0))
+    codes, scale = quantize_rectified(x, rectified, 0, 0)
+    dequantize_rectified(codes, scale, 64, rectified, x.dtype, survived)
+    pass_rectified(x, codes, rectified, survived)
+    norm_sums(x, codes, scale, rectified, survived)
     coefficients = torch.zeros(4, 8, dtype=torch.float32, device=_CPU)
-    norm_gradient(x, codes, scale, 8, 2, levels[:3], coefficients, survived)
+    norm_gradient(x, codes, scale, rectified, coefficients, survived)
     words = x.view(torch.int32).view(-1)
     share_content(content_loops.dense_sum, (words,), 1)
     for indices in (torch.int32, torch.int64):
@@ -369,11 +369,20 @@ def _rectified_tables(levels: tuple[float, ...]) -> tuple[loops.Floats, loops.Fl
 
 
 def _rectified(
-    codes: Tensor, scale: Tensor, block_length: int, bits: float, levels: tuple[float, ...]
+    codes: Tensor,
+    scale: Tensor,
+    code: BlockCode,
 ) -> tuple[Any, ...]:
     """What the loops take of packed rectified codes."""
-    table, _, is_uniform = _rectified_tables(levels)
-    return _array(codes), _array(scale.view(torch.uint16)), block_length, table, is_uniform, CODES_A_BYTE[bits]
+    table, _, is_uniform = _rectified_tables(code.levels)
+    return (
+        _array(codes),
+        _array(scale.view(torch.uint16)),
+        code.block_length,
+        table,
+        is_uniform,
+        CODES_A_BYTE[code.bits],
+    )
 
 
 def _dropped(mask: Tensor | None, factor: float) -> tuple[Any, ...]:

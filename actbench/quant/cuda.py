@@ -34,7 +34,7 @@ from actbench.quant.launch import (
     plan_sparse_product,
     plan_unpack_mask,
 )
-from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
+from actbench.quant.layout import BlockCode, mask_bytes
 from actbench.quant.sources import (
     compile_options,
     cupy_problem,
@@ -60,9 +60,7 @@ if _too_old := cupy_version_problem(torch.version.cuda):
 
 def quantize(
     x: Tensor,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     stream: int,
     broken: Tensor | None = None,
@@ -74,8 +72,8 @@ def quantize(
     Raises ValueError for a tensor that is not contiguous.
     """
     _require_contiguous(x)
-    codes, minimum, scale = _empty_packed(x.numel(), block_length, bits, x.device)
-    _run(plan_quantize(x, codes, minimum, scale, block_length, bits, levels, seed, stream, broken), x.device)
+    codes, minimum, scale = _empty_packed(x.numel(), code, x.device)
+    _run(plan_quantize(x, codes, minimum, scale, code, seed, stream, broken), x.device)
     return codes, minimum, scale
 
 
@@ -84,24 +82,20 @@ def dequantize(
     minimum: Tensor,
     scale: Tensor,
     numel: int,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     dtype: torch.dtype,
 ) -> Tensor:
     """The values that `quantize` packed, `dtype` [numel]."""
     _require_contiguous(codes, minimum, scale)
     out = torch.empty(numel, dtype=dtype, device=codes.device)
-    _run(plan_dequantize(codes, minimum, scale, out, block_length, bits, levels), codes.device)
+    _run(plan_dequantize(codes, minimum, scale, out, code), codes.device)
     return out
 
 
 def project_quantize(
     x: Tensor,
     projected: int,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     sign_stream: int,
     stream: int,
@@ -114,11 +108,11 @@ def project_quantize(
     """
     _require_contiguous(x)
     rows = x.shape[0]
-    codes, minimum, scale = _empty_packed(rows * projected, block_length, bits, x.device)
+    codes, minimum, scale = _empty_packed(rows * projected, code, x.device)
     u = None
-    if not fits_tile(projected, block_length):
+    if not fits_tile(projected, code.block_length):
         u = torch.empty(rows, projected, dtype=torch.float32, device=x.device)
-    parameters = projected, block_length, bits, levels, seed, sign_stream, stream, broken
+    parameters = projected, code, seed, sign_stream, stream, broken
     _run(plan_project_quantize(x, u, codes, minimum, scale, *parameters), x.device)
     return codes, minimum, scale
 
@@ -130,9 +124,7 @@ def dequantize_unproject(
     rows: int,
     width: int,
     projected: int,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     dtype: torch.dtype,
     seed: int,
     sign_stream: int,
@@ -140,16 +132,14 @@ def dequantize_unproject(
     """What `project_quantize` packed, read back and times Pᵀ: `dtype` [rows, width]."""
     _require_contiguous(codes, minimum, scale)
     out = torch.empty(rows, width, dtype=dtype, device=codes.device)
-    parameters = projected, block_length, bits, levels, seed, sign_stream
+    parameters = projected, code, seed, sign_stream
     _run(plan_dequantize_unproject(codes, minimum, scale, out, *parameters), codes.device)
     return out
 
 
 def quantize_rectified(
     x: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     stream: int,
     broken: Tensor | None = None,
@@ -160,10 +150,10 @@ def quantize_rectified(
     `quantize`.
     """
     _require_contiguous(x)
-    layout = RectifiedLayout(x.numel(), block_length, bits)
+    layout = code.rectified_layout(x.numel())
     codes = torch.empty(layout.code_bytes, dtype=torch.uint8, device=x.device)
     scale = torch.empty(layout.blocks, dtype=torch.bfloat16, device=x.device)
-    _run(plan_quantize_rectified(x, codes, scale, block_length, bits, levels, seed, stream, broken), x.device)
+    _run(plan_quantize_rectified(x, codes, scale, code, seed, stream, broken), x.device)
     return codes, scale
 
 
@@ -171,9 +161,7 @@ def dequantize_rectified(
     codes: Tensor,
     scale: Tensor,
     numel: int,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     dtype: torch.dtype,
     mask: Tensor | None = None,
     factor: float = 1.0,
@@ -185,12 +173,12 @@ def dequantize_rectified(
     """
     _require_contiguous(codes, scale, *_given(mask))
     out = torch.empty(numel, dtype=dtype, device=codes.device)
-    _run(plan_dequantize_rectified(codes, scale, out, block_length, bits, levels, mask, factor), codes.device)
+    _run(plan_dequantize_rectified(codes, scale, out, code, mask, factor), codes.device)
     return out
 
 
 def pass_rectified(
-    gradient: Tensor, codes: Tensor, bits: float, mask: Tensor | None = None, factor: float = 1.0
+    gradient: Tensor, codes: Tensor, code: BlockCode, mask: Tensor | None = None, factor: float = 1.0
 ) -> Tensor:
     """Contiguous `gradient` by a ReLU's output, or by that of the dropout after it, as gradient by the ReLU's input.
 
@@ -198,7 +186,7 @@ def pass_rectified(
     """
     _require_contiguous(gradient, codes, *_given(mask))
     out = torch.empty_like(gradient)
-    _run(plan_pass_rectified(gradient, codes, out, bits, mask, factor), gradient.device)
+    _run(plan_pass_rectified(gradient, codes, out, code, mask, factor), gradient.device)
     return out
 
 
@@ -206,9 +194,7 @@ def norm_sums(
     gradient: Tensor,
     codes: Tensor,
     scale: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     mask: Tensor | None = None,
     factor: float = 1.0,
 ) -> Tensor:
@@ -221,7 +207,7 @@ def norm_sums(
     _require_contiguous(gradient, codes, scale, *_given(mask))
     rows, width = gradient.shape
     partial = torch.empty(partial_shape(rows, width), dtype=torch.float32, device=gradient.device)
-    _run(plan_norm_sums(gradient, codes, scale, partial, block_length, bits, levels, mask, factor), gradient.device)
+    _run(plan_norm_sums(gradient, codes, scale, partial, code, mask, factor), gradient.device)
     return partial.sum((0, 2), dtype=torch.float64)
 
 
@@ -229,9 +215,7 @@ def norm_gradient(
     gradient: Tensor,
     codes: Tensor,
     scale: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     coefficients: Tensor,
     mask: Tensor | None = None,
     factor: float = 1.0,
@@ -243,7 +227,7 @@ def norm_gradient(
     """
     _require_contiguous(gradient, codes, scale, coefficients, *_given(mask))
     out = torch.empty_like(gradient)
-    rest = block_length, bits, levels, mask, factor
+    rest = code, mask, factor
     _run(plan_norm_gradient(gradient, codes, scale, coefficients, out, *rest), gradient.device)
     return out
 
@@ -309,8 +293,8 @@ def sparse_product(crow: Tensor, col: Tensor, values: Tensor, x: Tensor) -> Tens
     return out
 
 
-def _empty_packed(numel: int, block_length: int, bits: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    layout = Layout(numel, block_length, bits)
+def _empty_packed(numel: int, code: BlockCode, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    layout = code.layout(numel)
     codes = torch.empty(layout.code_bytes, dtype=torch.uint8, device=device)
     minimum = torch.empty(layout.blocks, dtype=torch.bfloat16, device=device)
     return codes, minimum, torch.empty_like(minimum)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from actbench.quant.layout import CODES_A_BYTE
+from actbench.quant.layout import CODES_A_BYTE, BlockCode
 
 Argument = np.generic | npt.NDArray[Any]
 """A scalar, or a structure that a kernel takes by value as an array of one entry; pointers are uint64."""
@@ -70,9 +70,7 @@ def plan_quantize(
     codes: Tensor,
     minimum: Tensor,
     scale: Tensor,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     stream: int,
     broken: Tensor | None = None,
@@ -86,37 +84,39 @@ def plan_quantize(
     if numel == 0:
         return []
     dtype = _TYPES[x.dtype]
-    blocks = -(-numel // block_length)
-    shape = np.int64(numel), np.int32(block_length)
-    noise = _unsigned(seed), _unsigned(stream), _bins(levels)
+    blocks = -(-numel // code.block_length)
+    shape = np.int64(numel), np.int32(code.block_length)
+    noise = _unsigned(seed), _unsigned(stream), _bins(code.levels)
     outputs = _pointer(codes), _pointer(minimum), _pointer(scale)
     flag = _pointer_or_null(broken)
-    if block_length % _OCTET == 0 and block_length <= _LONGEST_IN_REGISTERS:
-        octets = block_length // _OCTET
+    if code.block_length % _OCTET == 0 and code.block_length <= _LONGEST_IN_REGISTERS:
+        octets = code.block_length // _OCTET
         held = 1 if octets == 1 else 2 if octets <= 4 else 4
         lane_bits = _bits_of(-(-octets // held))
         return [
             Launch(
                 "quantize.cu",
-                f"quantize_blocks<{dtype}, {bits}, {held}>",
+                f"quantize_blocks<{dtype}, {int(code.bits)}, {held}>",
                 -(-blocks // (threads >> lane_bits)),
                 threads,
                 (_pointer(x), *outputs, flag, *shape, np.int32(lane_bits), *noise),
             )
         ]
     # A warp goes over up to 1,024 values by itself; beyond that it takes the whole CTA.
-    lane_bits = _bits_of(threads) if block_length > _LONGEST_IN_REGISTERS else _lane_bits_in_warp(block_length)
+    lane_bits = (
+        _bits_of(threads) if code.block_length > _LONGEST_IN_REGISTERS else _lane_bits_in_warp(code.block_length)
+    )
     return [
         Launch(
             "quantize.cu",
             f"find_ranges<{dtype}>",
             -(-blocks // (threads >> lane_bits)),
             threads,
-            (_pointer(x), *outputs[1:], flag, *shape, np.int32(lane_bits), np.float32(2**bits - 1)),
+            (_pointer(x), *outputs[1:], flag, *shape, np.int32(lane_bits), np.float32(2 ** int(code.bits) - 1)),
         ),
         Launch(
             "quantize.cu",
-            f"encode<{dtype}, {bits}>",
+            f"encode<{dtype}, {int(code.bits)}>",
             -(-numel // (threads * _OCTET)),
             threads,
             (_pointer(x), *outputs, *shape, *noise),
@@ -129,22 +129,20 @@ def plan_dequantize(
     minimum: Tensor,
     scale: Tensor,
     out: Tensor,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     threads: int = THREADS,
 ) -> list[Launch]:
     """Launches that write the values of `codes`, `minimum` and `scale` to `out`."""
     if out.numel() == 0:
         return []
-    shape = np.int64(out.numel()), np.int32(block_length)
+    shape = np.int64(out.numel()), np.int32(code.block_length)
     return [
         Launch(
             "dequantize.cu",
-            f"dequantize<{_TYPES[out.dtype]}, {bits}>",
+            f"dequantize<{_TYPES[out.dtype]}, {int(code.bits)}>",
             -(-out.numel() // (threads * _OCTET * _OCTETS_DEQUANTIZED)),
             threads,
-            (_pointer(codes), _pointer(minimum), _pointer(scale), _pointer(out), *shape, _edges(levels)),
+            (_pointer(codes), _pointer(minimum), _pointer(scale), _pointer(out), *shape, _edges(code.levels)),
         )
     ]
 
@@ -156,9 +154,7 @@ def plan_project_quantize(
     minimum: Tensor,
     scale: Tensor,
     projected: int,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     sign_stream: int,
     stream: int,
@@ -177,12 +173,12 @@ def plan_project_quantize(
     shape = np.int64(rows), np.int32(width), np.int32(projected)
     tile = np.int32(row_groups), np.int32(column_pairs), _factor(projected), _unsigned(seed), _unsigned(sign_stream)
     if u is None:
-        tile_rows = _rows_at_once(projected, block_length, threads)
+        tile_rows = _rows_at_once(projected, code.block_length, threads)
         flag = _pointer_or_null(broken)
         return [
             Launch(
                 "project.cu",
-                f"project_quantize<{_TYPES[x.dtype]}, {bits}>",
+                f"project_quantize<{_TYPES[x.dtype]}, {int(code.bits)}>",
                 -(-rows // tile_rows),
                 threads,
                 (
@@ -192,12 +188,12 @@ def plan_project_quantize(
                     _pointer(scale),
                     flag,
                     *shape,
-                    np.int32(block_length),
-                    np.int32(_lane_bits_in_warp(block_length)),
+                    np.int32(code.block_length),
+                    np.int32(_lane_bits_in_warp(code.block_length)),
                     np.int32(tile_rows),
                     *tile,
                     _unsigned(stream),
-                    _bins(levels),
+                    _bins(code.levels),
                 ),
             )
         ]
@@ -210,7 +206,7 @@ def plan_project_quantize(
             threads,
             (_pointer(x), _pointer(u), *shape, *tile),
         ),
-        *plan_quantize(u, codes, minimum, scale, block_length, bits, levels, seed, stream, broken),
+        *plan_quantize(u, codes, minimum, scale, code, seed, stream, broken),
     ]
 
 
@@ -225,9 +221,7 @@ def plan_dequantize_unproject(
     scale: Tensor,
     out: Tensor,
     projected: int,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     sign_stream: int,
     threads: int = PRODUCT_THREADS,
@@ -242,7 +236,7 @@ def plan_dequantize_unproject(
     return [
         Launch(
             "unproject.cu",
-            f"dequantize_unproject<{_TYPES[out.dtype]}, {bits}>",
+            f"dequantize_unproject<{_TYPES[out.dtype]}, {int(code.bits)}>",
             -(-rows // strip_rows) * -(-width // (_COLUMN_PAIR * column_pairs)),
             threads,
             (
@@ -253,14 +247,14 @@ def plan_dequantize_unproject(
                 np.int64(rows),
                 np.int32(width),
                 np.int32(projected),
-                np.int32(block_length),
+                np.int32(code.block_length),
                 np.int32(strip_rows),
                 np.int32(row_groups),
                 np.int32(column_pairs),
                 _factor(projected),
                 _unsigned(seed),
                 _unsigned(sign_stream),
-                _edges(levels),
+                _edges(code.levels),
             ),
         )
     ]
@@ -270,9 +264,7 @@ def plan_quantize_rectified(
     x: Tensor,
     codes: Tensor,
     scale: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     stream: int,
     broken: Tensor | None = None,
@@ -282,14 +274,16 @@ def plan_quantize_rectified(
     numel = x.numel()
     if numel == 0:
         return []
-    dtype, symbols = _TYPES[x.dtype], _symbols(bits)
+    dtype, symbols = _TYPES[x.dtype], _symbols(code.bits)
     flag = _pointer_or_null(broken)
-    shape = np.int64(numel), np.int32(block_length)
-    whole = lcm(_OCTET, CODES_A_BYTE[bits])
-    blocks, unit = -(-numel // block_length), lcm(whole, block_length)
+    shape = np.int64(numel), np.int32(code.block_length)
+    whole = lcm(_OCTET, CODES_A_BYTE[code.bits])
+    blocks, unit = -(-numel // code.block_length), lcm(whole, code.block_length)
     launches = []
     if unit > _MOST_VALUES_OF_TILE:
-        lane_bits = _bits_of(threads) if block_length > _LONGEST_IN_REGISTERS else _lane_bits_in_warp(block_length)
+        lane_bits = (
+            _bits_of(threads) if code.block_length > _LONGEST_IN_REGISTERS else _lane_bits_in_warp(code.block_length)
+        )
         launches.append(
             Launch(
                 "rectify.cu",
@@ -313,12 +307,12 @@ def plan_quantize_rectified(
                 _pointer(scale),
                 flag,
                 *shape,
-                np.int32(_lane_bits_in_warp(block_length)),
+                np.int32(_lane_bits_in_warp(code.block_length)),
                 np.int32(tile),
                 np.int32(not launches),
                 _unsigned(seed),
                 _unsigned(stream),
-                _bins(levels, _table_size(bits)),
+                _bins(code.levels, _table_size(code.bits)),
             ),
         )
     )
@@ -329,9 +323,7 @@ def plan_dequantize_rectified(
     codes: Tensor,
     scale: Tensor,
     out: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     mask: Tensor | None = None,
     factor: float = 1.0,
     threads: int = THREADS,
@@ -340,8 +332,8 @@ def plan_dequantize_rectified(
     if out.numel() == 0:
         return []
     pointers = _pointer(codes), _pointer(scale), _pointer_or_null(mask), _pointer(out)
-    rest = np.int64(out.numel()), np.int32(block_length), np.float32(factor), _estimates(levels, bits)
-    name = f"dequantize_rectified<{_TYPES[out.dtype]}, {_symbols(bits)}>"
+    rest = np.int64(out.numel()), np.int32(code.block_length), np.float32(factor), _estimates(code.levels, code.bits)
+    name = f"dequantize_rectified<{_TYPES[out.dtype]}, {_symbols(code.bits)}>"
     return [Launch("rectified.cu", name, _rectified_grid(out.numel(), threads), threads, (*pointers, *rest))]
 
 
@@ -349,7 +341,7 @@ def plan_pass_rectified(
     gradient: Tensor,
     codes: Tensor,
     out: Tensor,
-    bits: float,
+    code: BlockCode,
     mask: Tensor | None = None,
     factor: float = 1.0,
     threads: int = THREADS,
@@ -359,7 +351,7 @@ def plan_pass_rectified(
     if numel == 0:
         return []
     pointers = _pointer(gradient), _pointer(codes), _pointer_or_null(mask), _pointer(out)
-    name = f"pass_rectified<{_TYPES[gradient.dtype]}, {_symbols(bits)}>"
+    name = f"pass_rectified<{_TYPES[gradient.dtype]}, {_symbols(code.bits)}>"
     rest = np.int64(numel), np.float32(factor)
     return [Launch("rectified.cu", name, _rectified_grid(numel, threads), threads, (*pointers, *rest))]
 
@@ -376,9 +368,7 @@ def plan_norm_sums(
     codes: Tensor,
     scale: Tensor,
     partial: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     mask: Tensor | None = None,
     factor: float = 1.0,
     threads: int = THREADS,
@@ -390,7 +380,7 @@ def plan_norm_sums(
     if gradient.numel() == 0:
         return []
     pointers = _pointer(gradient), _pointer(codes), _pointer(scale), _pointer_or_null(mask), _pointer(partial)
-    return _plan_norm("norm_sums", gradient, pointers, False, block_length, bits, levels, factor, threads)
+    return _plan_norm("norm_sums", gradient, pointers, False, code, factor, threads)
 
 
 def plan_norm_gradient(
@@ -399,9 +389,7 @@ def plan_norm_gradient(
     scale: Tensor,
     coefficients: Tensor,
     out: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     mask: Tensor | None = None,
     factor: float = 1.0,
     threads: int = THREADS,
@@ -412,7 +400,7 @@ def plan_norm_gradient(
     pointers = _pointer(gradient), _pointer(codes), _pointer(scale), _pointer_or_null(mask)
     outputs = _pointer(coefficients), _pointer(out)
     kernel = "norm_gradient"
-    return _plan_norm(kernel, gradient, (*pointers, *outputs), True, block_length, bits, levels, factor, threads)
+    return _plan_norm(kernel, gradient, (*pointers, *outputs), True, code, factor, threads)
 
 
 def plan_pack_positive(x: Tensor, packed: Tensor, threads: int = THREADS) -> list[Launch]:
@@ -487,7 +475,10 @@ def kernel_names() -> list[tuple[str, str]]:
     names = [("quantize.cu", f"find_ranges<{dtype}>") for dtype in types]
     for dtype, bits in product(types, widths):
         names += [("quantize.cu", f"quantize_blocks<{dtype}, {bits}, {held}>") for held in (1, 2, 4)]
-        names += [("quantize.cu", f"encode<{dtype}, {bits}>"), ("dequantize.cu", f"dequantize<{dtype}, {bits}>")]
+        names += [
+            ("quantize.cu", f"encode<{dtype}, {bits}>"),
+            ("dequantize.cu", f"dequantize<{dtype}, {bits}>"),
+        ]
         names += [("project.cu", f"project_quantize<{dtype}, {bits}>")]
         names += [("unproject.cu", f"dequantize_unproject<{dtype}, {bits}>")]
     names += [("project.cu", f"project<{dtype}>") for dtype in types]
@@ -523,9 +514,7 @@ def _plan_norm(
     gradient: Tensor,
     pointers: tuple[Argument, ...],
     takes_width: bool,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     factor: float,
     threads: int,
 ) -> list[Launch]:
@@ -535,16 +524,16 @@ def _plan_norm(
     return [
         Launch(
             "norm.cu",
-            f"{kernel}<{_TYPES[gradient.dtype]}, {_symbols(bits)}>",
+            f"{kernel}<{_TYPES[gradient.dtype]}, {_symbols(code.bits)}>",
             partial_shape(rows, width, threads)[0] * -(-octets // lanes),
             threads,
             (
                 *pointers,
                 *shape,
                 np.int32(lanes),
-                np.int32(block_length),
+                np.int32(code.block_length),
                 np.float32(factor),
-                _estimates(levels, bits),
+                _estimates(code.levels, code.bits),
             ),
         )
     ]

@@ -46,6 +46,27 @@ class RectifiedLayout(Layout):
     metadata_bytes = 2
 
 
+@dataclass(frozen=True)
+class BlockCode:
+    """How values are coded in blocks of `block_length`: `bits` a code, `levels` that the codes stand for.
+
+    Levels are in units of a block's scale, from 0 on: 2^bits of them or, of rectified codes, whose code 0 is the mask,
+    one less (two with 1.6 bits).
+    """
+
+    block_length: int
+    bits: float
+    levels: tuple[float, ...]
+
+    def layout(self, numel: int) -> Layout:
+        """What `numel` values take, with a minimum and a scale a block."""
+        return Layout(numel, self.block_length, self.bits)
+
+    def rectified_layout(self, numel: int) -> RectifiedLayout:
+        """What `numel` rectified values take, with a scale a block."""
+        return RectifiedLayout(numel, self.block_length, self.bits)
+
+
 def mask_bytes(numel: int) -> int:
     """Bytes of a mask of `numel` bits."""
     return -(-numel // 8)

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from actbench.quant.packed import backend
-
 
 @contextmanager
 def ordered_products(key: str = "SparseCsrCUDA") -> Iterator[None]:
@@ -45,7 +43,15 @@ def _addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha:
         )
     matrix = left if left.layout == torch.sparse_csr else left.to_sparse_csr()
     parts = matrix.crow_indices(), matrix.col_indices(), matrix.values(), right
-    product: Tensor = backend(right).sparse_product(*(part.contiguous() for part in parts))
+    crow, col, values, x = (part.contiguous() for part in parts)
+    product = sparse_product(crow, col, values, x)
     if alpha != 1:
         product = product.mul_(alpha)
     return product if beta == 0 else product.add_(bias, alpha=beta)
+
+
+def sparse_product(crow: Tensor, col: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    """That of the CUDA backend, the only one with an order of its own."""
+    from actbench.quant import cuda
+
+    return cuda.sparse_product(crow, col, values, x)

@@ -7,18 +7,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from actbench.quant import cpu
-from actbench.quant.layout import Layout
+from actbench.quant.backend import Backend, Packed, Replacement
+from actbench.quant.layout import BlockCode, Layout
 from actbench.quant.levels import level_table
 from actbench.scheme import Scheme
-
-Packed = tuple[Tensor, Tensor, Tensor]
-"""Codes uint8 [⌈numel·bits/8⌉], minimum and scale bfloat16 [blocks]."""
 
 
 def bits_and_block(shape: torch.Size, scheme: Scheme) -> tuple[float, int]:
@@ -38,9 +35,7 @@ class Packing:
 
     shape: torch.Size
     dtype: torch.dtype
-    bits: int
-    block_length: int
-    levels: tuple[float, ...]
+    code: BlockCode
 
     @staticmethod
     def of(shape: torch.Size, dtype: torch.dtype, scheme: Scheme) -> Packing:
@@ -48,12 +43,12 @@ class Packing:
         bits, length = bits_and_block(shape, scheme)
         # Trits are for rectified codes.
         bits = math.ceil(bits)
-        return Packing(shape, dtype, bits, length, level_table(scheme.levels, bits, length))
+        return Packing(shape, dtype, BlockCode(length, bits, level_table(scheme.levels, bits, length)))
 
     @property
     def layout(self) -> Layout:
         """The bytes that the packed tensors take."""
-        return Layout(self.shape.numel(), self.block_length, self.bits)
+        return self.code.layout(self.shape.numel())
 
 
 @dataclass(frozen=True)
@@ -67,10 +62,8 @@ class Projection:
 
     def matrix(self, like: Tensor) -> Tensor:
         """P in `like`'s dtype and on its device."""
-        matrix: Tensor = backend(like).projection(
-            self.width, self.projected, self.seed, self.stream, like.dtype, like.device
-        )
-        return matrix
+        shape, noise = (self.width, self.projected), (self.seed, self.stream)
+        return backend(like).projection(*shape, *noise, like.dtype, like.device)
 
 
 def quantize(
@@ -86,57 +79,47 @@ def quantize(
     `broken`, int32 [1] in host memory, pinned where `x` is on a GPU, becomes 1 if a block has a NaN, an infinity or a
     range beyond float32; on a GPU not before the kernels have run.
     """
-    x, rest = x.contiguous(), (packing.block_length, packing.bits, packing.levels)
-    packed: Packed
+    x = x.contiguous()
     if projection is None:
-        packed = backend(x).quantize(x, *rest, seed, stream, broken)
-    else:
-        packed = backend(x).project_quantize(
-            x, projection.projected, *rest, projection.seed, projection.stream, stream, broken
-        )
-    return packed
+        return backend(x).quantize(x, packing.code, seed, stream, broken)
+    noise = projection.seed, projection.stream, stream
+    return backend(x).project_quantize(x, projection.projected, packing.code, *noise, broken)
 
 
 def dequantize(packed: tuple[Tensor, ...], packing: Packing, projection: Projection | None = None) -> Tensor:
     """An unbiased estimate of what was packed, in its shape and dtype; with `projection`, of x [rows, width]."""
-    rest = packing.block_length, packing.bits, packing.levels, packing.dtype
+    codes, minimum, scale = packed
+    code, dtype = packing.code, packing.dtype
     if projection is None:
-        values: Tensor = backend(packed[0]).dequantize(*packed, packing.shape.numel(), *rest)
+        values = backend(codes).dequantize(codes, minimum, scale, packing.shape.numel(), code, dtype)
         return values.view(packing.shape)
-    estimate: Tensor = backend(packed[0]).dequantize_unproject(
-        *packed, packing.shape[0], projection.width, projection.projected, *rest, projection.seed, projection.stream
-    )
-    return estimate
+    shape, noise = (packing.shape[0], projection.width, projection.projected), (projection.seed, projection.stream)
+    return backend(codes).dequantize_unproject(codes, minimum, scale, *shape, code, dtype, *noise)
 
 
 def pack_positive(x: Tensor) -> Tensor:
     """Where `x` is not at or below 0, as bits: uint8 [⌈numel/8⌉]."""
-    packed: Tensor = backend(x).pack_positive(x.contiguous())
-    return packed
+    return backend(x).pack_positive(x.contiguous())
 
 
 def pack_mask(mask: Tensor) -> Tensor:
     """A boolean tensor (on a CPU also int32, for != 0) as bits: uint8 [⌈numel/8⌉]."""
-    packed: Tensor = backend(mask).pack_mask(mask.contiguous())
-    return packed
+    return backend(mask).pack_mask(mask.contiguous())
 
 
 def unpack_mask(packed: Tensor, shape: torch.Size) -> Tensor:
     """The boolean tensor of `shape` that `pack_mask` packed."""
-    mask: Tensor = backend(packed).unpack_mask(packed, shape.numel())
-    return mask.view(shape)
+    return backend(packed).unpack_mask(packed, shape.numel()).view(shape)
 
 
 def keep_where(values: Tensor, packed: Tensor) -> Tensor:
     """`values` where their bit in `packed` is set, 0 elsewhere."""
-    kept: Tensor = backend(values).keep_where(values.contiguous(), packed)
-    return kept
+    return backend(values).keep_where(values.contiguous(), packed)
 
 
 def scale_where(values: Tensor, packed: Tensor, factor: float) -> Tensor:
     """`values` times `factor` where their bit in `packed` is set, times 0 elsewhere."""
-    scaled: Tensor = backend(values).scale_where(values.contiguous(), packed, factor)
-    return scaled
+    return backend(values).scale_where(values.contiguous(), packed, factor)
 
 
 def draw_mask(numel: int, p: float, generator: torch.Generator) -> Tensor:
@@ -144,15 +127,15 @@ def draw_mask(numel: int, p: float, generator: torch.Generator) -> Tensor:
 
     Not while another thread draws from `generator`, unless by this function.
     """
-    packed: Tensor = (replaced() or cpu).draw_mask(numel, p, generator)
-    return packed
+    other = replaced()
+    return cpu.draw_mask(numel, p, generator) if other is None else other.draw_mask(numel, p, generator)
 
 
 _instead = threading.local()
 
 
 @contextmanager
-def instead(other: Any) -> Iterator[None]:
+def instead(other: Replacement) -> Iterator[None]:
     """While open, in this thread, `other` has the functions of every backend."""
     before, _instead.backend = replaced(), other
     try:
@@ -161,12 +144,13 @@ def instead(other: Any) -> Iterator[None]:
         _instead.backend = before
 
 
-def replaced() -> Any:
+def replaced() -> Replacement | None:
     """What is in the place of every backend; None if nothing is."""
-    return getattr(_instead, "backend", None)
+    replacement: Replacement | None = getattr(_instead, "backend", None)
+    return replacement
 
 
-def backend(tensor: Tensor) -> Any:
+def backend(tensor: Tensor) -> Backend:
     """The module whose functions work on tensors of `tensor`'s device."""
     if (other := replaced()) is not None:
         return other

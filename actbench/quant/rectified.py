@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actbench.quant.layout import RectifiedLayout
+from actbench.quant.backend import RectifiedCodes
+from actbench.quant.layout import BlockCode, RectifiedLayout
 from actbench.quant.levels import rectified_level_table
 from actbench.quant.packed import backend, bits_and_block
 from actbench.scheme import Scheme
-
-RectifiedCodes = tuple[Tensor, Tensor]
-"""Packed codes uint8 [⌈numel·bits/8⌉] and scales bfloat16 [blocks]."""
 
 
 @dataclass(frozen=True)
@@ -30,41 +28,34 @@ class Rectifier:
 
     shape: torch.Size
     dtype: torch.dtype
-    bits: float
-    block_length: int
-    levels: tuple[float, ...]
+    code: BlockCode
 
     @staticmethod
     def of(shape: torch.Size, dtype: torch.dtype, scheme: Scheme) -> Rectifier:
         """How `scheme` packs a ReLU of this shape; its rows are its last dimension."""
         bits, length = bits_and_block(shape, scheme)
-        return Rectifier(shape, dtype, bits, length, rectified_level_table(scheme.levels, bits, length))
+        return Rectifier(shape, dtype, BlockCode(length, bits, rectified_level_table(scheme.levels, bits, length)))
 
     @property
     def layout(self) -> RectifiedLayout:
         """The bytes that the codes take."""
-        return RectifiedLayout(self.shape.numel(), self.block_length, self.bits)
+        return self.code.rectified_layout(self.shape.numel())
 
     def quantize(self, x: Tensor, seed: int, stream: int, broken: Tensor | None = None) -> RectifiedCodes:
         """Codes of `x`, the ReLU's input or output, with rounding noise of (seed, stream); `broken` as in `quantize`.
 
         A block is broken by a NaN or the infinity above.
         """
-        codes: RectifiedCodes = backend(x).quantize_rectified(
-            x.contiguous(), self.block_length, self.bits, self.levels, seed, stream, broken
-        )
-        return codes
+        return backend(x).quantize_rectified(x.contiguous(), self.code, seed, stream, broken)
 
     def dequantize(self, codes: RectifiedCodes, dropped: Dropped | None = None) -> Tensor:
         """An unbiased estimate of the ReLU's output, or of the dropout's after it, in its shape and dtype."""
-        numel, rest = self.shape.numel(), (self.block_length, self.bits, self.levels)
-        values: Tensor = backend(codes[0]).dequantize_rectified(*codes, numel, *rest, self.dtype, *_last(dropped))
-        return values.view(self.shape)
+        numel, last = self.shape.numel(), _last(dropped)
+        return backend(codes[0]).dequantize_rectified(*codes, numel, self.code, self.dtype, *last).view(self.shape)
 
     def passed(self, gradient: Tensor, codes: RectifiedCodes, dropped: Dropped | None = None) -> Tensor:
         """The gradient by the ReLU's input of that by its output, or by the dropout's after it: exact."""
-        passed: Tensor = backend(gradient).pass_rectified(gradient.contiguous(), codes[0], self.bits, *_last(dropped))
-        return passed
+        return backend(gradient).pass_rectified(gradient.contiguous(), codes[0], self.code, *_last(dropped))
 
     def norm_backward(
         self,
@@ -85,7 +76,7 @@ class Rectifier:
         times the variance v of x̂'s estimate: -g v where y > 0 and Σ g v / n elsewhere.
         """
         rows = self.shape[0]
-        rest = (*codes, self.block_length, self.bits, self.levels)
+        rest = (*codes, self.code)
         gradient = gradient.contiguous()
         tail = _last(dropped)
         sums = backend(gradient).norm_sums(gradient, *rest, *tail)
@@ -98,7 +89,7 @@ class Rectifier:
         slope = torch.where(γ == 0, 0, inverse * sum_gx / rows)
         offset = γ * inverse * sum_g / rows - slope * β
         coefficients = torch.stack((γ * inverse, offset, slope, -(offset + slope * mean_below))).float()
-        by_x: Tensor = backend(gradient).norm_gradient(gradient, *rest, coefficients, *tail)
+        by_x = backend(gradient).norm_gradient(gradient, *rest, coefficients, *tail)
         return by_x, sum_gx.to(weight.dtype), sum_g.to(bias.dtype)
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from actbench.quant import philox
+from actbench.quant.layout import BlockCode
 from actbench.scheme import TRIT_BITS
 
 _CHUNK_ELEMENTS = 2**20
@@ -32,9 +33,7 @@ _SMALLEST_NORMAL = 2.0**-126
 
 def quantize(
     x: Tensor,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     stream: int,
     broken: Tensor | None = None,
@@ -44,12 +43,12 @@ def quantize(
     Returns packed codes uint8 [⌈numel·bits/8⌉] and the blocks' minimum and scale, bfloat16 [blocks].
     """
     values = x.reshape(-1)
-    edges, inverse_widths = _tables(levels, x.device)
+    edges, inverse_widths = _tables(code.levels, x.device)
     # Whole multiples of 8 blocks start on a byte and on a Philox group, whatever bits and block length.
-    rows = max(_CHUNK_ELEMENTS // block_length // 8 * 8, 8)
+    rows = max(_CHUNK_ELEMENTS // code.block_length // 8 * 8, 8)
     parts = [
-        _quantize_chunk(chunk, start * rows * block_length, block_length, bits, edges, inverse_widths, seed, stream)
-        for start, chunk in enumerate(values.split(rows * block_length))
+        _quantize_chunk(chunk, start * rows * code.block_length, code, edges, inverse_widths, seed, stream)
+        for start, chunk in enumerate(values.split(rows * code.block_length))
     ]
     codes, minimum, scale = (torch.cat(part) for part in zip(*parts, strict=True))
     if broken is not None and scale.isnan().any():
@@ -62,20 +61,19 @@ def dequantize(
     minimum: Tensor,
     scale: Tensor,
     numel: int,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     dtype: torch.dtype,
 ) -> Tensor:
     """The values that `quantize` packed, `dtype` [numel]."""
-    edges, _ = _tables(levels, codes.device)
+    edges, _ = _tables(code.levels, codes.device)
+    bits = int(code.bits)
     out = torch.empty(numel, dtype=dtype, device=codes.device)
-    rows = max(_CHUNK_ELEMENTS // block_length // 8 * 8, 8)
+    rows = max(_CHUNK_ELEMENTS // code.block_length // 8 * 8, 8)
     for block in range(0, max(minimum.numel(), 1), rows):
-        first = block * block_length
-        last = min(first + rows * block_length, numel)
-        code = _unpack_bits(codes[first * bits // 8 : -(-last * bits // 8)], bits)[: last - first]
-        grid = _in_blocks(edges[code.to(torch.int64)], block_length)
+        first = block * code.block_length
+        last = min(first + rows * code.block_length, numel)
+        symbols = _unpack_bits(codes[first * bits // 8 : -(-last * bits // 8)], bits)[: last - first]
+        grid = _in_blocks(edges[symbols.to(torch.int64)], code.block_length)
         grid.mul_(scale[block : block + rows, None].to(torch.float32))
         grid.add_(minimum[block : block + rows, None].to(torch.float32))
         out[first:last] = grid.view(-1)[: last - first]
@@ -85,9 +83,7 @@ def dequantize(
 def project_quantize(
     x: Tensor,
     projected: int,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     sign_stream: int,
     stream: int,
@@ -99,7 +95,7 @@ def project_quantize(
     """
     signs = philox.signs(seed, sign_stream, x.shape[1] * projected, x.device).view(-1, projected)
     u = _signed_product(x, signs, projected)
-    return quantize(u, block_length, bits, levels, seed, stream, broken)
+    return quantize(u, code, seed, stream, broken)
 
 
 def dequantize_unproject(
@@ -109,24 +105,20 @@ def dequantize_unproject(
     rows: int,
     width: int,
     projected: int,
-    block_length: int,
-    bits: int,
-    levels: tuple[float, ...],
+    code: BlockCode,
     dtype: torch.dtype,
     seed: int,
     sign_stream: int,
 ) -> Tensor:
     """What `project_quantize` packed, read back and times Pᵀ: `dtype` [rows, width]."""
-    u = dequantize(codes, minimum, scale, rows * projected, block_length, bits, levels, torch.float32)
+    u = dequantize(codes, minimum, scale, rows * projected, code, torch.float32)
     signs = philox.signs(seed, sign_stream, width * projected, codes.device).view(width, projected)
     return _signed_product(u.view(rows, projected), signs.t(), projected).to(dtype)
 
 
 def quantize_rectified(
     x: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     seed: int,
     stream: int,
     broken: Tensor | None = None,
@@ -136,12 +128,12 @@ def quantize_rectified(
     Returns packed codes uint8 [⌈numel·bits/8⌉] and the blocks' scales, bfloat16 [blocks].
     """
     values = x.reshape(-1)
-    edges, inverse_widths = _tables(levels, x.device)
+    edges, inverse_widths = _tables(code.levels, x.device)
     # Whole multiples of 40 blocks start on a byte, of trits too, and on a Philox group.
-    rows = max(_CHUNK_ELEMENTS // block_length // 40 * 40, 40)
+    rows = max(_CHUNK_ELEMENTS // code.block_length // 40 * 40, 40)
     parts = [
-        _rectify_chunk(chunk, start * rows * block_length, block_length, bits, edges, inverse_widths, seed, stream)
-        for start, chunk in enumerate(values.split(rows * block_length))
+        _rectify_chunk(chunk, start * rows * code.block_length, code, edges, inverse_widths, seed, stream)
+        for start, chunk in enumerate(values.split(rows * code.block_length))
     ]
     codes, scale = (torch.cat(part) for part in zip(*parts, strict=True))
     if broken is not None and scale.isnan().any():
@@ -153,9 +145,7 @@ def dequantize_rectified(
     codes: Tensor,
     scale: Tensor,
     numel: int,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     dtype: torch.dtype,
     mask: Tensor | None = None,
     factor: float = 1.0,
@@ -165,23 +155,23 @@ def dequantize_rectified(
     With `mask`, bits of a dropout that came after, that of the dropout's output: times the float32 of `factor` where
     its bit is set, 0 elsewhere.
     """
-    edges, _ = _tables((0.0, *levels), codes.device)
-    code = _unpack_codes(codes, bits)[:numel].to(torch.int64)
-    values = edges[code] * scale.to(torch.float32).repeat_interleave(block_length)[:numel]
+    edges, _ = _tables((0.0, *code.levels), codes.device)
+    symbols = _unpack_codes(codes, code.bits)[:numel].to(torch.int64)
+    values = edges[symbols] * scale.to(torch.float32).repeat_interleave(code.block_length)[:numel]
     if mask is not None:
         values = torch.where(unpack_mask(mask, numel), values * torch.tensor(factor, dtype=torch.float32), 0)
     return values.to(dtype)
 
 
 def pass_rectified(
-    gradient: Tensor, codes: Tensor, bits: float, mask: Tensor | None = None, factor: float = 1.0
+    gradient: Tensor, codes: Tensor, code: BlockCode, mask: Tensor | None = None, factor: float = 1.0
 ) -> Tensor:
     """Contiguous `gradient` by a ReLU's output, or by that of the dropout after it, as gradient by the ReLU's input.
 
     Exact: times the float32 of `factor` where the code is not 0 and, with `mask`, its bit is set; 0 elsewhere.
     """
     numel = gradient.numel()
-    passed = _unpack_codes(codes, bits)[:numel] != 0
+    passed = _unpack_codes(codes, code.bits)[:numel] != 0
     if mask is not None:
         passed &= unpack_mask(mask, numel)
     scaled = gradient.to(torch.float32) * torch.tensor(factor, dtype=torch.float32)
@@ -192,9 +182,7 @@ def norm_sums(
     gradient: Tensor,
     codes: Tensor,
     scale: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     mask: Tensor | None = None,
     factor: float = 1.0,
 ) -> Tensor:
@@ -204,9 +192,9 @@ def norm_sums(
     product is a float32; the order of the sums is free.
     """
     numel = gradient.numel()
-    g = pass_rectified(gradient.to(torch.float32), codes, bits, mask, factor)
-    y = dequantize_rectified(codes, scale, numel, block_length, bits, levels, torch.float32).view(g.shape)
-    positive = (_unpack_codes(codes, bits)[:numel] != 0).view(g.shape)
+    g = pass_rectified(gradient.to(torch.float32), codes, code, mask, factor)
+    y = dequantize_rectified(codes, scale, numel, code, torch.float32).view(g.shape)
+    positive = (_unpack_codes(codes, code.bits)[:numel] != 0).view(g.shape)
     return torch.stack([part.sum(0, dtype=torch.float64) for part in (g, g * y, y, positive)])
 
 
@@ -214,9 +202,7 @@ def norm_gradient(
     gradient: Tensor,
     codes: Tensor,
     scale: Tensor,
-    block_length: int,
-    bits: float,
-    levels: tuple[float, ...],
+    code: BlockCode,
     coefficients: Tensor,
     mask: Tensor | None = None,
     factor: float = 1.0,
@@ -228,9 +214,9 @@ def norm_gradient(
     """
     a, b, c, d = coefficients
     numel = gradient.numel()
-    g = pass_rectified(gradient.to(torch.float32), codes, bits, mask, factor)
-    y = dequantize_rectified(codes, scale, numel, block_length, bits, levels, torch.float32).view(g.shape)
-    positive = (_unpack_codes(codes, bits)[:numel] != 0).view(g.shape)
+    g = pass_rectified(gradient.to(torch.float32), codes, code, mask, factor)
+    y = dequantize_rectified(codes, scale, numel, code, torch.float32).view(g.shape)
+    positive = (_unpack_codes(codes, code.bits)[:numel] != 0).view(g.shape)
     return torch.where(positive, a * g - b - c * y, d).to(gradient.dtype)
 
 
@@ -311,8 +297,7 @@ def _in_blocks(values: Tensor, block_length: int) -> Tensor:
 def _quantize_chunk(
     values: Tensor,
     first: int,
-    block_length: int,
-    bits: int,
+    code: BlockCode,
     edges: Tensor,
     inverse_widths: Tensor,
     seed: int,
@@ -322,8 +307,8 @@ def _quantize_chunk(
     if numel == 0:
         nothing = values.new_empty(0, dtype=torch.bfloat16)
         return values.new_empty(0, dtype=torch.uint8), nothing, nothing.clone()
-    top = 2**bits - 1
-    grid = _in_blocks(values.to(torch.float32), block_length)
+    top = 2 ** int(code.bits) - 1
+    grid = _in_blocks(values.to(torch.float32), code.block_length)
     low, high = torch.aminmax(grid, dim=1, keepdim=True)
     minimum, scale = _round_range(low, high, top)
     inverse_scale = torch.where(scale > 0, 1 / scale, 0)
@@ -331,15 +316,14 @@ def _quantize_chunk(
     lower = torch.bucketize(t, edges[1:-1], right=True)
     t = t.sub_(edges[lower]).mul_(inverse_widths[lower])
     up = philox.uniform(seed, stream, first, numel, values.device) < t
-    codes = _pack_bits(lower.add_(up).to(torch.uint8), bits)
+    codes = _pack_bits(lower.add_(up).to(torch.uint8), int(code.bits))
     return codes, _to_bfloat16(minimum), _to_bfloat16(scale)
 
 
 def _rectify_chunk(
     values: Tensor,
     first: int,
-    block_length: int,
-    bits: float,
+    code: BlockCode,
     edges: Tensor,
     inverse_widths: Tensor,
     seed: int,
@@ -348,7 +332,7 @@ def _rectify_chunk(
     numel, top = values.numel(), edges.numel() - 1
     if numel == 0:
         return values.new_empty(0, dtype=torch.uint8), values.new_empty(0, dtype=torch.bfloat16)
-    grid = _in_blocks(values.to(torch.float32), block_length)
+    grid = _in_blocks(values.to(torch.float32), code.block_length)
     high = grid.amax(dim=1, keepdim=True).clamp_min(0)
     step = high / _number(top, high)
     scale = (step.contiguous().view(torch.int32) + 0xFFFF & -0x10000).view(torch.float32)
@@ -361,7 +345,7 @@ def _rectify_chunk(
     up = philox.uniform(seed, stream, first, numel, values.device) < t
     positive = (values > 0) & ~scale.isnan().expand_as(grid).reshape(-1)[:numel]
     codes = torch.where(positive, lower.add_(up).add_(1), 0).to(torch.uint8)
-    return _pack_codes(codes, bits), _to_bfloat16(scale)
+    return _pack_codes(codes, code.bits), _to_bfloat16(scale)
 
 
 def _round_range(low: Tensor, high: Tensor, top: int) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from actbench.compress.codec import Quantized
 from actbench.quant import Packing, dequantize, quantize
+from actbench.quant.backend import Packed
 from actbench.quant.layout import Layout
 from actbench.quant.levels import clipped_normal_masses, expected_variance, level_table, uniform_variance
-from actbench.quant.packed import Packed
 from actbench.scheme import LEVELS, Scheme
 from actbench.studies.fixed_weights import FixedWeights
 from actbench.studies.substitution import seen, substituted
@@ -132,7 +132,7 @@ def study(call: str, x: Tensor, kept: Quantized, draws: int) -> CallFound:
     x = x if chosen.numel() == rows else x[chosen]
     values = (x if kept.projection is None else x.float() @ kept.projection.matrix(x.float())).contiguous()
     packing = replace(kept.packing, shape=values.shape, dtype=values.dtype)
-    tables = {name: level_table(name, packing.bits, packing.block_length) for name in LEVELS}
+    tables = {name: level_table(name, int(packing.code.bits), packing.code.block_length) for name in LEVELS}
     histogram = torch.zeros(BINS, dtype=torch.int64)
     packed = quantize(values, packing, kept.noise.seed, kept.noise.rounding_stream)
     for (t,), _ in _normalised((values,), packed, packing):
@@ -146,8 +146,8 @@ def study(call: str, x: Tensor, kept: Quantized, draws: int) -> CallFound:
         counted_rows=values.shape[0],
         width=values.shape[1],
         projected=kept.projection is not None,
-        bits=packing.bits,
-        block_length=packing.block_length,
+        bits=int(packing.code.bits),
+        block_length=packing.code.block_length,
         rms=math.sqrt(float(values.double().square().mean())),
         histogram=histogram.tolist(),
         divergence=_divergences(counts, packing) if known else {},
@@ -161,7 +161,11 @@ def study(call: str, x: Tensor, kept: Quantized, draws: int) -> CallFound:
 
 def _worst_column(values: Tensor, packing: Packing) -> float | None:
     """Of the columns of `values` [rows, width] that vary, the largest expected rounding variance over their own."""
-    name = next(each for each in LEVELS if level_table(each, packing.bits, packing.block_length) == packing.levels)
+    name = next(
+        each
+        for each in LEVELS
+        if level_table(each, int(packing.code.bits), packing.code.block_length) == packing.code.levels
+    )
     rounding = expected_squares(values, packing, [name])[name].view(values.shape).double().mean(0)
     own = values.double().var(0, correction=0)
     ratios = (rounding / own)[own > 0]
@@ -186,14 +190,14 @@ def jensen_shannon(p: Masses, q: Masses) -> float:
 
 
 def _top(packing: Packing) -> int:
-    return int(2**packing.bits - 1)
+    return int(2 ** int(packing.code.bits) - 1)
 
 
 def _divergences(counts: npt.NDArray[np.int64], packing: Packing) -> dict[str, float | None]:
     masses = counts / counts.sum()
     normal = None
-    if packing.block_length >= _SHORTEST_NORMAL_BLOCK:
-        normal = jensen_shannon(masses, clipped_normal_masses(_top(packing), packing.block_length, BINS))
+    if packing.code.block_length >= _SHORTEST_NORMAL_BLOCK:
+        normal = jensen_shannon(masses, clipped_normal_masses(_top(packing), packing.code.block_length, BINS))
     return {"uniform": jensen_shannon(masses, np.full(BINS, 1 / BINS)), "clipped-normal": normal}
 
 
@@ -205,7 +209,7 @@ def _normalised(
     `tensors` hold packed values, or values read back. A short last block comes alone, and as short as it is.
     """
     _, minimum, scale = packed
-    length, numel = packing.block_length, packing.shape.numel()
+    length, numel = packing.code.block_length, packing.shape.numel()
     whole = numel // length
     step = max(_CHUNK_ELEMENTS // length, 1)
     ends = [*range(step, whole, step), whole, minimum.numel()]
@@ -249,16 +253,18 @@ def _bins(t: Tensor, edges: tuple[float, ...]) -> tuple[Tensor, Tensor]:
 def expected_squares(values: Tensor, packing: Packing, names: Iterable[str] = LEVELS) -> dict[str, Tensor]:
     """The expected squared rounding error of every element of `values`, float32 in a row, by level table."""
     _, minimum, scale = quantize(values, packing, 0, 0)
-    low, step = (each.float().repeat_interleave(packing.block_length)[: values.numel()] for each in (minimum, scale))
+    low, step = (
+        each.float().repeat_interleave(packing.code.block_length)[: values.numel()] for each in (minimum, scale)
+    )
     t = torch.where(step > 0, (values.reshape(-1).float() - low) / step, 0).clamp_(0, _top(packing))
-    tables = {name: level_table(name, packing.bits, packing.block_length) for name in names}
+    tables = {name: level_table(name, int(packing.code.bits), packing.code.block_length) for name in names}
     return {name: rounding_variance(t, edges).mul_(step).mul_(step) for name, edges in tables.items()}
 
 
 def _study_levels(
     values: Tensor, kept: Quantized, packing: Packing, edges: tuple[float, ...], draws: int
 ) -> LevelsFound:
-    packing = replace(packing, levels=edges)
+    packing = replace(packing, code=replace(packing.code, levels=edges))
     expected = spread = absolute = measured = 0.0
     elements = 0
     for draw in range(draws):
@@ -271,10 +277,10 @@ def _study_levels(
                 expected += _sum(variance)
                 spread += _sum(squared_error_variance(t, edges))
                 absolute += _sum(variance * scale**2)
-    normal = packing.block_length >= _SHORTEST_NORMAL_BLOCK
+    normal = packing.code.block_length >= _SHORTEST_NORMAL_BLOCK
     return LevelsFound(
         edges=edges,
-        if_normal=expected_variance(edges, packing.block_length) if normal else None,
+        if_normal=expected_variance(edges, packing.code.block_length) if normal else None,
         if_uniform=uniform_variance(edges),
         expected=expected / elements,
         measured=measured / elements,
@@ -285,8 +291,8 @@ def _study_levels(
 
 def _study_block(values: Tensor, packing: Packing, rows: int, length: int) -> BlockFound:
     length = min(length, values.numel())
-    tables = {name: level_table(name, packing.bits, length) for name in LEVELS}
-    packing = replace(packing, block_length=length, levels=tables["uniform"])
+    tables = {name: level_table(name, int(packing.code.bits), length) for name in LEVELS}
+    packing = replace(packing, code=replace(packing.code, block_length=length, levels=tables["uniform"]))
     squares = dict.fromkeys(LEVELS, 0.0)
     # Minimum and scale are the same whatever the levels.
     packed = quantize(values, packing, 0, 0)
@@ -294,7 +300,7 @@ def _study_block(values: Tensor, packing: Packing, rows: int, length: int) -> Bl
         for name, edges in tables.items():
             squares[name] += _sum(rounding_variance(t, edges) * scale**2)
     error = {name: math.sqrt(square / values.numel()) for name, square in squares.items()}
-    layout = Layout(rows * values.shape[1], length, packing.bits)
+    layout = Layout(rows * values.shape[1], length, int(packing.code.bits))
     return BlockFound(length, layout.total_bytes, error)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from actbench.quant import reference
 from actbench.quant.content import asymmetry_sums_in_torch, dense_sum_in_torch
-from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
+from actbench.quant.layout import BlockCode, mask_bytes
 
 Unseen = Callable[[], AbstractContextManager[None]]
 
@@ -35,10 +35,10 @@ class Shapes:
         self._sum_words = sum_words
 
     def quantize(
-        self, x: Tensor, block_length: int, bits: int, levels: object, seed: int, stream: int, broken: object = None
+        self, x: Tensor, code: BlockCode, seed: int, stream: int, broken: object = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Codes, minima and scales."""
-        layout = Layout(x.numel(), block_length, bits)
+        layout = code.layout(x.numel())
         codes = torch.zeros(layout.code_bytes, dtype=torch.uint8, device="cpu")
         minimum = torch.zeros(layout.blocks, dtype=torch.bfloat16, device="cpu")
         return codes, minimum, torch.zeros_like(minimum)
@@ -47,9 +47,7 @@ class Shapes:
         self,
         x: Tensor,
         projected: int,
-        block_length: int,
-        bits: int,
-        levels: object,
+        code: BlockCode,
         seed: int,
         sign_stream: int,
         stream: int,
@@ -62,7 +60,7 @@ class Shapes:
                 u = torch.zeros(shape, device="cpu")
         else:
             u = torch.zeros(shape, device="cpu")
-        return self.quantize(u, block_length, bits, levels, seed, stream)
+        return self.quantize(u, code, seed, stream)
 
     def dequantize(
         self,
@@ -70,9 +68,7 @@ class Shapes:
         minimum: Tensor,
         scale: Tensor,
         numel: int,
-        block_length: int,
-        bits: int,
-        levels: object,
+        code: BlockCode,
         dtype: torch.dtype,
     ) -> Tensor:
         """[numel]."""
@@ -86,9 +82,7 @@ class Shapes:
         rows: int,
         width: int,
         projected: int,
-        block_length: int,
-        bits: int,
-        levels: object,
+        code: BlockCode,
         dtype: torch.dtype,
         seed: int,
         sign_stream: int,
@@ -103,10 +97,10 @@ class Shapes:
         return torch.zeros(width, projected, dtype=dtype, device="cpu")
 
     def quantize_rectified(
-        self, x: Tensor, block_length: int, bits: float, levels: object, seed: int, stream: int, broken: object = None
+        self, x: Tensor, code: BlockCode, seed: int, stream: int, broken: object = None
     ) -> tuple[Tensor, Tensor]:
         """Codes and scales."""
-        layout = RectifiedLayout(x.numel(), block_length, bits)
+        layout = code.rectified_layout(x.numel())
         codes = torch.zeros(layout.code_bytes, dtype=torch.uint8, device="cpu")
         return codes, torch.zeros(layout.blocks, dtype=torch.bfloat16, device="cpu")
 
@@ -115,9 +109,7 @@ class Shapes:
         codes: Tensor,
         scale: Tensor,
         numel: int,
-        block_length: int,
-        bits: float,
-        levels: object,
+        code: BlockCode,
         dtype: torch.dtype,
         mask: Tensor | None = None,
         factor: float = 1.0,
@@ -126,7 +118,7 @@ class Shapes:
         return torch.zeros(numel, dtype=dtype, device="cpu")
 
     def pass_rectified(
-        self, gradient: Tensor, codes: Tensor, bits: float, mask: Tensor | None = None, factor: float = 1.0
+        self, gradient: Tensor, codes: Tensor, code: BlockCode, mask: Tensor | None = None, factor: float = 1.0
     ) -> Tensor:
         """As the gradient."""
         return torch.zeros_like(gradient)
@@ -136,9 +128,7 @@ class Shapes:
         gradient: Tensor,
         codes: Tensor,
         scale: Tensor,
-        block_length: int,
-        bits: float,
-        levels: object,
+        code: BlockCode,
         mask: Tensor | None = None,
         factor: float = 1.0,
     ) -> Tensor:
@@ -150,9 +140,7 @@ class Shapes:
         gradient: Tensor,
         codes: Tensor,
         scale: Tensor,
-        block_length: int,
-        bits: float,
-        levels: object,
+        code: BlockCode,
         coefficients: Tensor,
         mask: Tensor | None = None,
         factor: float = 1.0,

@@ -24,6 +24,7 @@ from actbench.analysis.regression import (
 from actbench.analysis.warnings import FEW_EPOCHS
 from actbench.errors import UsageError
 from actbench.quant import cpu
+from actbench.quant.layout import BlockCode
 from actbench.runs import measure as measure_module
 from actbench.runs.measure import measure
 from actbench.training import Trainer
@@ -248,9 +249,9 @@ def test_a_quantizer_biased_by_half_a_level_is_caught(monkeypatch: pytest.Monkey
     assert (found(same, "score", scheme).change, found(same, "loss", scheme).departed) == (0.0, None)
     dequantize = cpu.dequantize
 
-    def biased(codes: Tensor, minimum: Tensor, scale: Tensor, numel: int, block_length: int, *rest: Any) -> Tensor:
-        values = dequantize(codes, minimum, scale, numel, block_length, *rest)
-        return values + (0.5 * scale.float()).repeat_interleave(block_length)[:numel].to(values.dtype)
+    def biased(codes: Tensor, minimum: Tensor, scale: Tensor, numel: int, code: BlockCode, *rest: Any) -> Tensor:
+        values = dequantize(codes, minimum, scale, numel, code, *rest)
+        return values + (0.5 * scale.float()).repeat_interleave(code.block_length)[:numel].to(values.dtype)
 
     monkeypatch.setattr(cpu, "dequantize", biased)
     verdict = check_records(base, trained(scheme))

@@ -281,8 +281,8 @@ def test_eight_bits_without_batch_norm_are_within_a_levels_spacing() -> None:
 def rounding(rectifier: Rectifier, y: Tensor) -> tuple[Tensor, Tensor]:
     """The variance (y - l)(h - y) of every positive value between its two levels and h - l, in float64; 0 elsewhere."""
     _, scale = rectifier.quantize(y, 0, 1)
-    steps = scale.double()[torch.arange(y.numel()) // rectifier.block_length].view(y.shape)
-    edges = torch.tensor(rectifier.levels, dtype=torch.float64)
+    steps = scale.double()[torch.arange(y.numel()) // rectifier.code.block_length].view(y.shape)
+    edges = torch.tensor(rectifier.code.levels, dtype=torch.float64)
     t = torch.where(steps > 0, y.double() / steps, 0).clamp(min=0)
     low = torch.bucketize(t, edges[1:-1], right=True)
     variance = (t - edges[low]) * (edges[low + 1] - t) * steps.square()

@@ -22,9 +22,9 @@ def rounding_variance(kept: Quantized, x: Tensor) -> tuple[Tensor, Tensor, Tenso
     stored = x @ kept.projection.matrix(x) if kept.projection else x
     packing = kept.packing
     _, minimum, scale = kept.pack(x)
-    block = torch.arange(stored.numel()) // packing.block_length
+    block = torch.arange(stored.numel()) // packing.code.block_length
     m, s = minimum.double()[block], scale.double()[block]
-    edges = torch.tensor(packing.levels, dtype=torch.float64)
+    edges = torch.tensor(packing.code.levels, dtype=torch.float64)
     value = stored.reshape(-1).double()
     low = torch.bucketize(torch.where(s > 0, (value - m) / s, 0), edges[1:-1], right=True)
     lower, upper = m + edges[low] * s, m + edges[low + 1] * s

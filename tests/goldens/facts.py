@@ -21,6 +21,7 @@ from actbench.cli.report import _rendered
 from actbench.graphs import Entry
 from actbench.models import Model
 from actbench.quant import cpu, reference
+from actbench.quant.layout import BlockCode
 from actbench.quant.levels import level_table
 from actbench.scheme import NAMED, Scheme
 from actbench.trace import Subject
@@ -109,19 +110,19 @@ def _codes() -> Iterator[tuple[str, str]]:
             mask = reference.pack_positive(x - 0.5)
             for bits in parity.BITS:
                 for length in (8, 63, 128, 1024, 1500):
-                    how = length, bits, level_table("clipped-normal", bits, length)
-                    packed = backend.quantize(x, *how, 7, 3)
-                    values = backend.dequantize(*packed, x.numel(), *how, dtype)
-                    projected = backend.project_quantize(x, 5, *how, 7, 2, 3)
-                    back = backend.dequantize_unproject(*projected, 1003, 12, 5, *how, dtype, 7, 2)
+                    code = BlockCode(length, bits, level_table("clipped-normal", bits, length))
+                    packed = backend.quantize(x, code, 7, 3)
+                    values = backend.dequantize(*packed, x.numel(), code, dtype)
+                    projected = backend.project_quantize(x, 5, code, 7, 2, 3)
+                    back = backend.dequantize_unproject(*projected, 1003, 12, 5, code, dtype, 7, 2)
                     yield f"{name} {dtype} {bits} {length}", _of(*packed, values, *projected, back)
             for number, (rectified, levels) in enumerate(parity.RECTIFIED):
-                of_relu = 128, rectified, levels
-                packed = backend.quantize_rectified(x, *of_relu, 7, 3)
-                values = backend.dequantize_rectified(*packed, x.numel(), *of_relu, dtype, mask, 1.25)
-                gradient = backend.pass_rectified(x, packed[0], rectified, mask, 1.25)
+                of_relu = BlockCode(128, rectified, levels)
+                packed = backend.quantize_rectified(x, of_relu, 7, 3)
+                values = backend.dequantize_rectified(*packed, x.numel(), of_relu, dtype, mask, 1.25)
+                gradient = backend.pass_rectified(x, packed[0], of_relu, mask, 1.25)
                 coefficients = parity.make_values("normal", 4 * 12, torch.float32, 2).view(4, 12)
-                by_x = backend.norm_gradient(x, *packed, *of_relu, coefficients, mask, 1.25)
+                by_x = backend.norm_gradient(x, *packed, of_relu, coefficients, mask, 1.25)
                 yield f"{name} {dtype} rectified {number}", _of(*packed, values, gradient, by_x)
             kept = backend.keep_where(x, mask), backend.scale_where(x, mask, 1 / 0.7), backend.pack_mask(x > 0)
             yield f"{name} {dtype} masks", _of(backend.pack_positive(x), *kept)

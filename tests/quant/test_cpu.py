@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actbench.quant import cpu, loops, reference
+from actbench.quant.layout import BlockCode
 from actbench.quant.levels import level_table
 from tests.quant.cuda.parity import BITS, DTYPES, EDGE_CASES, EDGE_SEED, KINDS, EdgeCase, assert_same, make_values
 
@@ -36,13 +37,15 @@ def check_quantize(
     x: torch.Tensor, block_length: int, bits: int, levels: tuple[float, ...], seed: int = 7, stream: int = 3
 ) -> None:
     flags = torch.zeros(2, 1, dtype=torch.int32)
-    actual = cpu.quantize(x, block_length, bits, levels, seed, stream, flags[0])
-    expected = reference.quantize(x, block_length, bits, levels, seed, stream, flags[1])
+    actual = cpu.quantize(x, BlockCode(block_length, bits, levels), seed, stream, flags[0])
+    expected = reference.quantize(x, BlockCode(block_length, bits, levels), seed, stream, flags[1])
     for one, other, what in zip(actual, expected, ("codes", "minima", "scales"), strict=True):
         assert_same(one, other, what)
     assert flags[0] == flags[1]
-    values = cpu.dequantize(*expected, x.numel(), block_length, bits, levels, x.dtype)
-    assert_same(values, reference.dequantize(*expected, x.numel(), block_length, bits, levels, x.dtype), "values")
+    values = cpu.dequantize(*expected, x.numel(), BlockCode(block_length, bits, levels), x.dtype)
+    assert_same(
+        values, reference.dequantize(*expected, x.numel(), BlockCode(block_length, bits, levels), x.dtype), "values"
+    )
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -111,13 +114,13 @@ def test_projections_are_the_oracles(
     levels = level_table("clipped-normal", 2, block_length)
     how = block_length, 2, levels
     flags = torch.zeros(2, 1, dtype=torch.int32)
-    actual = cpu.project_quantize(x, projected, *how, seed, *streams, flags[0])
-    expected = reference.project_quantize(x, projected, *how, seed, *streams, flags[1])
+    actual = cpu.project_quantize(x, projected, BlockCode(*how), seed, *streams, flags[0])
+    expected = reference.project_quantize(x, projected, BlockCode(*how), seed, *streams, flags[1])
     for one, other, what in zip(actual, expected, ("codes", "minima", "scales"), strict=True):
         assert_same(one, other, what)
     assert flags[0] == flags[1]
-    back = cpu.dequantize_unproject(*expected, rows, width, projected, *how, dtype, seed, streams[0])
-    oracle = reference.dequantize_unproject(*expected, rows, width, projected, *how, dtype, seed, streams[0])
+    back = cpu.dequantize_unproject(*expected, rows, width, projected, BlockCode(*how), dtype, seed, streams[0])
+    oracle = reference.dequantize_unproject(*expected, rows, width, projected, BlockCode(*how), dtype, seed, streams[0])
     assert_same(back, oracle, "values")
     entries = cpu.projection(width, projected, seed, streams[0], dtype, x.device)
     assert_same(entries, reference.projection(width, projected, seed, streams[0], dtype, x.device), "entries")
@@ -173,9 +176,9 @@ def test_calls_from_many_threads_do_not_mix() -> None:
     xs = [make_values("normal", 20_011, torch.float32, seed) for seed in range(8)]
     levels = level_table("clipped-normal", 2, 100)
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda x: cpu.quantize(x, 100, 2, levels, 7, 3)[0], xs))
+        results = list(pool.map(lambda x: cpu.quantize(x, BlockCode(100, 2, levels), 7, 3)[0], xs))
     for x, codes in zip(xs, results, strict=True):
-        assert_same(codes, reference.quantize(x, 100, 2, levels, 7, 3)[0], "codes")
+        assert_same(codes, reference.quantize(x, BlockCode(100, 2, levels), 7, 3)[0], "codes")
 
 
 def test_a_forked_process_does_not_wait_for_its_parents_threads() -> None:

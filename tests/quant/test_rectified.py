@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from actbench.quant import Dropped, Rectifier, cpu, rectified_loops, reference
-from actbench.quant.layout import RectifiedLayout
+from actbench.quant.layout import BlockCode, RectifiedLayout
 from tests.quant.cuda import parity
 
 How = tuple[float, tuple[float, ...]]
@@ -36,16 +36,16 @@ def threads(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def check_on_cpu(case: parity.Rectified) -> None:
     """The CPU's codes, scales, values and gradients are the oracle's."""
     x, flags = case.x, torch.zeros(2, 1, dtype=torch.int32)
-    actual = cpu.quantize_rectified(x, *case.how, case.seed, case.stream, flags[0])
-    expected = reference.quantize_rectified(x, *case.how, case.seed, case.stream, flags[1])
+    actual = cpu.quantize_rectified(x, case.code, case.seed, case.stream, flags[0])
+    expected = reference.quantize_rectified(x, case.code, case.seed, case.stream, flags[1])
     for one, other, what in zip(actual, expected, ("codes", "scales"), strict=True):
         parity.assert_same(one, other, what)
     assert flags[0] == flags[1]
-    values = cpu.dequantize_rectified(expected[0], expected[1], x.numel(), *case.how, x.dtype, *case.dropped)
-    oracle = reference.dequantize_rectified(expected[0], expected[1], x.numel(), *case.how, x.dtype, *case.dropped)
+    values = cpu.dequantize_rectified(expected[0], expected[1], x.numel(), case.code, x.dtype, *case.dropped)
+    oracle = reference.dequantize_rectified(expected[0], expected[1], x.numel(), case.code, x.dtype, *case.dropped)
     parity.assert_same(values, oracle, "values")
-    passed = cpu.pass_rectified(-x, expected[0], case.bits, *case.dropped)
-    parity.assert_same(passed, reference.pass_rectified(-x, expected[0], case.bits, *case.dropped), "gradients")
+    passed = cpu.pass_rectified(-x, expected[0], case.code, *case.dropped)
+    parity.assert_same(passed, reference.pass_rectified(-x, expected[0], case.code, *case.dropped), "gradients")
 
 
 @pytest.mark.usefixtures("threads")
@@ -109,12 +109,12 @@ def test_the_cpus_norms_are_the_oracles(
     y = parity.make_values("normal", rows * width, torch.float32, 1)
     gradient = parity.make_values(kind, rows * width, dtype, 2).view(rows, width)
     case = parity.Rectified(y, block_length, *how, None if kept is None else parity.make_mask(y.numel(), kept), 1.25)
-    packed = reference.quantize_rectified(y, *case.how, 7, 3)
-    sums = cpu.norm_sums(gradient, packed[0], packed[1], *case.how, *case.dropped)
+    packed = reference.quantize_rectified(y, case.code, 7, 3)
+    sums = cpu.norm_sums(gradient, packed[0], packed[1], case.code, *case.dropped)
     parity.assert_same_sums(sums, gradient, packed, case, max(rectified_loops.PIECE // width, 1))
     coefficients = parity.make_values("normal", 4 * width, torch.float32, 3).view(4, width)
-    actual = cpu.norm_gradient(gradient, packed[0], packed[1], *case.how, coefficients, *case.dropped)
-    expected = reference.norm_gradient(gradient, packed[0], packed[1], *case.how, coefficients, *case.dropped)
+    actual = cpu.norm_gradient(gradient, packed[0], packed[1], case.code, coefficients, *case.dropped)
+    expected = reference.norm_gradient(gradient, packed[0], packed[1], case.code, coefficients, *case.dropped)
     parity.assert_same(actual, expected, "gradients")
 
 
@@ -132,21 +132,22 @@ def test_the_mask_is_exact(how: How, dtype: torch.dtype) -> None:
     # Nothing of what is stopped gets through, however large.
     gradient[0], gradient[1], gradient[2] = torch.inf, torch.nan, torch.inf
     for seed in range(20):
-        codes, _ = cpu.quantize_rectified(x, 100, bits, levels, seed, 0)
-        passed = cpu.pass_rectified(gradient, codes, bits)
+        code = BlockCode(100, bits, levels)
+        codes, _ = cpu.quantize_rectified(x, code, seed, 0)
+        passed = cpu.pass_rectified(gradient, codes, code)
         assert torch.equal(passed, gradient.masked_fill(x <= 0, 0))
-        passed = cpu.pass_rectified(gradient, codes, bits, reference.pack_mask(kept), 2.0)
+        passed = cpu.pass_rectified(gradient, codes, code, reference.pack_mask(kept), 2.0)
         assert torch.equal(passed, (2 * gradient).masked_fill((x <= 0) | ~kept, 0))
 
 
 def read(x: Tensor, length: int, how: How, seed: int) -> Tensor:
-    packed = cpu.quantize_rectified(x, length, *how, seed, 0)
-    return cpu.dequantize_rectified(packed[0], packed[1], x.numel(), length, *how, torch.float32).double()
+    packed = cpu.quantize_rectified(x, BlockCode(length, *how), seed, 0)
+    return cpu.dequantize_rectified(packed[0], packed[1], x.numel(), BlockCode(length, *how), torch.float32).double()
 
 
 def neighbours(x: Tensor, length: int, how: How) -> tuple[Tensor, Tensor]:
     """For every value, in float64, the two values between which its ReLU is rounded."""
-    _, scale = cpu.quantize_rectified(x, length, *how, 0, 0)
+    _, scale = cpu.quantize_rectified(x, BlockCode(length, *how), 0, 0)
     s = scale.double().repeat_interleave(length)[: x.numel()]
     edges = torch.tensor(how[1], dtype=torch.float32).double()
     t = torch.where(s > 0, x.double().clamp(min=0) / s, 0)
@@ -181,24 +182,26 @@ def test_unbiased_with_the_analytic_variance(how: How, length: int) -> None:
 def test_a_broken_block_reads_back_as_nan_and_no_other_does(wrong: float) -> None:
     x, flag = torch.arange(24, dtype=torch.float32), torch.zeros(1, dtype=torch.int32)
     x[9] = wrong
-    codes, scale = cpu.quantize_rectified(x, 8, 2, (0, 1, 2), 0, 0, flag)
+    codes, scale = cpu.quantize_rectified(x, BlockCode(8, 2, (0, 1, 2)), 0, 0, flag)
     assert flag.item() == 1
-    found = cpu.dequantize_rectified(codes, scale, 24, 8, 2, (0, 1, 2), torch.float32)
+    found = cpu.dequantize_rectified(codes, scale, 24, BlockCode(8, 2, (0, 1, 2)), torch.float32)
     assert found.isnan().tolist() == [8 <= i < 16 for i in range(24)]
     # A dropout after it has not let everything through: what it dropped is 0 all the same.
     mask = reference.pack_mask(torch.arange(24) % 2 == 0)
-    found = cpu.dequantize_rectified(codes, scale, 24, 8, 2, (0, 1, 2), torch.float32, mask, 2.0)
+    found = cpu.dequantize_rectified(codes, scale, 24, BlockCode(8, 2, (0, 1, 2)), torch.float32, mask, 2.0)
     assert found.isnan().tolist() == [8 <= i < 16 and i % 2 == 0 for i in range(24)]
 
 
 @pytest.mark.parametrize("value", [-torch.inf, -1.0, -0.0, 2.0**-81])
 def test_a_block_without_a_maximum_to_speak_of_reads_back_as_zeros(value: float) -> None:
     flag = torch.zeros(1, dtype=torch.int32)
-    codes, scale = cpu.quantize_rectified(torch.full((40,), value), 8, 1.6, (0.0, 1.0), 0, 0, flag)
+    codes, scale = cpu.quantize_rectified(torch.full((40,), value), BlockCode(8, 1.6, (0.0, 1.0)), 0, 0, flag)
     assert flag.item() == 0
     assert torch.equal(scale, torch.zeros(5, dtype=torch.bfloat16))
-    assert (cpu.pass_rectified(torch.ones(40), codes, 1.6) != 0).all() == (value > 0)
-    assert torch.equal(cpu.dequantize_rectified(codes, scale, 40, 8, 1.6, (0.0, 1.0), torch.float32), torch.zeros(40))
+    assert (cpu.pass_rectified(torch.ones(40), codes, BlockCode(8, 1.6, (0.0, 1.0))) != 0).all() == (value > 0)
+    assert torch.equal(
+        cpu.dequantize_rectified(codes, scale, 40, BlockCode(8, 1.6, (0.0, 1.0)), torch.float32), torch.zeros(40)
+    )
 
 
 @pytest.mark.parametrize(("bits", "last"), [(1.6, 2 + 3 * 1), (2, 2 | 1 << 2), (4, 2 | 1 << 4), (8, 1)])
@@ -211,17 +214,17 @@ def test_codes_lie_lowest_first(bits: float, last: int) -> None:
     x[0], x[-per_byte] = 1.0, 1.0
     if per_byte > 1:
         x[-per_byte + 1] = 2.0**-60
-    codes, scale = cpu.quantize_rectified(x, 2 * per_byte, bits, levels, 0, 0)
+    codes, scale = cpu.quantize_rectified(x, BlockCode(2 * per_byte, bits, levels), 0, 0)
     assert scale.item() == 1 / (top - 1)
     assert codes.tolist() == [top, last + (top - 2 if per_byte > 1 else top - 1)]
     assert codes.numel() == RectifiedLayout(x.numel(), 1, bits).code_bytes
 
 
 def test_empty() -> None:
-    codes, scale = cpu.quantize_rectified(torch.empty(0, 16), 16, 1.6, (0.0, 1.0), 0, 0)
+    codes, scale = cpu.quantize_rectified(torch.empty(0, 16), BlockCode(16, 1.6, (0.0, 1.0)), 0, 0)
     assert (codes.numel(), scale.numel()) == (0, 0)
-    assert cpu.dequantize_rectified(codes, scale, 0, 16, 1.6, (0.0, 1.0), torch.float32).numel() == 0
-    assert cpu.pass_rectified(torch.empty(0, 16), codes, 1.6).shape == (0, 16)
+    assert cpu.dequantize_rectified(codes, scale, 0, BlockCode(16, 1.6, (0.0, 1.0)), torch.float32).numel() == 0
+    assert cpu.pass_rectified(torch.empty(0, 16), codes, BlockCode(16, 1.6, (0.0, 1.0))).shape == (0, 16)
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,7 @@ def make_norm(rows: int, width: int, drops: bool) -> Norm:
 
 
 def rectifier_of(norm: Norm, how: How, length: int = 128) -> Rectifier:
-    return Rectifier(norm.y.shape, torch.float32, how[0], length, how[1])
+    return Rectifier(norm.y.shape, torch.float32, BlockCode(length, *how))
 
 
 def float32_additions(norm: Norm) -> int:
@@ -291,7 +294,7 @@ def test_batch_norms_backward_is_that_of_float64_but_for_the_level_spacing(rows:
     γ, β, inverse = norm.weight.double(), norm.bias.double(), norm.inverse_std
     g, y, alive = norm.passed, norm.y.clamp(min=0), norm.y > 0
     # A level at most, and y's own rounding to float32.
-    scale = codes[1].double().repeat_interleave(rectifier.block_length)[: y.numel()].view(y.shape)
+    scale = codes[1].double().repeat_interleave(rectifier.code.block_length)[: y.numel()].view(y.shape)
     off_y = alive * (scale + y * ULP)
     room = (float32_additions(norm) + 4) * ULP
     off_g = room * g.abs().sum(0)
@@ -329,7 +332,7 @@ def test_weights_and_biases_have_unbiased_gradients(how: How) -> None:
     ]
     by_weight, by_bias = (torch.stack(each).double() for each in zip(*found, strict=True))
     γ, β, g = norm.weight.double(), norm.bias.double(), norm.passed
-    low, high = (each.view(y.shape) for each in neighbours(y.view(-1), rectifier.block_length, how))
+    low, high = (each.view(y.shape) for each in neighbours(y.view(-1), rectifier.code.block_length, how))
     alive = norm.y > 0
     variance = (alive * g**2 * (y.double() - low) * (high - y.double()).clamp(min=0)).sum(0) / γ**2
     room = (float32_additions(norm) + 4) * ULP

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from actbench.quant import reference
+from actbench.quant.layout import BlockCode
 from actbench.quant.levels import level_table
 from actbench.scheme import BITS, LEVELS
 
@@ -18,14 +19,14 @@ Read = Callable[[int], Tensor]
 
 def round_trip(x: Tensor, length: int, bits: int, levels: str, seed: int, stream: int = 0) -> Tensor:
     table = level_table(levels, bits, length)
-    packed = reference.quantize(x, length, bits, table, seed, stream)
-    return reference.dequantize(*packed, x.numel(), length, bits, table, x.dtype)
+    packed = reference.quantize(x, BlockCode(length, bits, table), seed, stream)
+    return reference.dequantize(*packed, x.numel(), BlockCode(length, bits, table), x.dtype)
 
 
 def bins(x: Tensor, length: int, bits: int, levels: str) -> tuple[Tensor, Tensor]:
     """For every value, in float64, the two values between which it is rounded."""
     table = level_table(levels, bits, length)
-    _, minimum, scale = reference.quantize(x, length, bits, table, 0, 0)
+    _, minimum, scale = reference.quantize(x, BlockCode(length, bits, table), 0, 0)
     edges = torch.tensor(table, dtype=torch.float64)
     block = torch.arange(x.numel()) // length
     m, s = minimum.double()[block], scale.double()[block]
@@ -88,8 +89,8 @@ def test_a_block_of_maxima_never_overflows_into_its_neighbour(seed: int, bits: i
     """Codes of the maximum stay at the top, so the zeros packed beside them read back as zeros' own codes."""
     x = torch.tensor([value] * 7 + [0.0] + [value] * 7 + [0.0], dtype=torch.float32)
     table = level_table("uniform", bits, 8)
-    codes, minimum, scale = reference.quantize(x, 8, bits, table, seed, 0)
-    found = reference.dequantize(codes, minimum, scale, 16, 8, bits, table, torch.float32)
+    codes, minimum, scale = reference.quantize(x, BlockCode(8, bits, table), seed, 0)
+    found = reference.dequantize(codes, minimum, scale, 16, BlockCode(8, bits, table), torch.float32)
     step = scale.float().repeat_interleave(8)
     # Ranges below 2**-80 count as constant.
     assert bool(((found - x).abs() <= step * (1 + 2.0**-20) + 2.0**-80).all())
@@ -102,8 +103,8 @@ def test_hundreds_of_seeds_at_the_maximum() -> None:
     x = torch.full((64,), math.pi)
     table = level_table("uniform", 2, 64)
     for seed in range(500):
-        codes, minimum, scale = reference.quantize(x, 64, 2, table, seed, 1)
-        found = reference.dequantize(codes, minimum, scale, 64, 64, 2, table, torch.float32)
+        codes, minimum, scale = reference.quantize(x, BlockCode(64, 2, table), seed, 1)
+        found = reference.dequantize(codes, minimum, scale, 64, BlockCode(64, 2, table), torch.float32)
         assert float((found - x).abs().max()) <= float(scale.float().max()) * (1 + 2.0**-20)
 
 
@@ -128,21 +129,21 @@ def test_constants_that_bfloat16_holds_come_back_exactly(value: float) -> None:
 
 
 def test_empty() -> None:
-    codes, minimum, scale = reference.quantize(torch.empty(0, 16), 16, 2, (0, 1, 2, 3), 0, 0)
+    codes, minimum, scale = reference.quantize(torch.empty(0, 16), BlockCode(16, 2, (0, 1, 2, 3)), 0, 0)
     assert (codes.numel(), minimum.numel(), scale.numel()) == (0, 0, 0)
-    assert reference.dequantize(codes, minimum, scale, 0, 16, 2, (0, 1, 2, 3), torch.float32).numel() == 0
+    assert reference.dequantize(codes, minimum, scale, 0, BlockCode(16, 2, (0, 1, 2, 3)), torch.float32).numel() == 0
 
 
 def test_the_chunk_size_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(5000)
     table = level_table("clipped-normal", 4, 37)
-    whole = reference.quantize(x, 37, 4, table, 11, 3)
+    whole = reference.quantize(x, BlockCode(37, 4, table), 11, 3)
     monkeypatch.setattr(reference, "_CHUNK_ELEMENTS", 300)
-    pieces = reference.quantize(x, 37, 4, table, 11, 3)
+    pieces = reference.quantize(x, BlockCode(37, 4, table), 11, 3)
     assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
-    read = reference.dequantize(*pieces, 5000, 37, 4, table, torch.float32)
+    read = reference.dequantize(*pieces, 5000, BlockCode(37, 4, table), torch.float32)
     monkeypatch.undo()
-    assert torch.equal(read, reference.dequantize(*whole, 5000, 37, 4, table, torch.float32))
+    assert torch.equal(read, reference.dequantize(*whole, 5000, BlockCode(37, 4, table), torch.float32))
 
 
 @given(st.integers(0, 200), st.integers(0, 2**32))
@@ -187,10 +188,10 @@ def test_no_result_depends_on_how_a_device_divides_by_a_number(bits: int) -> Non
 
     def compute() -> tuple[Tensor, ...]:
         table = level_table("uniform", bits, 8)
-        packed = reference.quantize(x, 8, bits, table, 1, 0)
-        codes, scale = reference.quantize_rectified(x, 8, bits, rectified, 1, 0)
-        projected = reference.project_quantize(x.view(-1, 64), 8, 8, bits, table, 1, 2, 3)
-        read = reference.dequantize(*packed, x.numel(), 8, bits, table, torch.float32)
+        packed = reference.quantize(x, BlockCode(8, bits, table), 1, 0)
+        codes, scale = reference.quantize_rectified(x, BlockCode(8, bits, rectified), 1, 0)
+        projected = reference.project_quantize(x.view(-1, 64), 8, BlockCode(8, bits, table), 1, 2, 3)
+        read = reference.dequantize(*packed, x.numel(), BlockCode(8, bits, table), torch.float32)
         return *packed, codes, scale, *projected, read
 
     expected = compute()

@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -192,7 +191,7 @@ def test_every_sparse_product_of_a_network_is_one_that_has_an_order(
         calls.append(parts)
         return reference.sparse_product(*parts)
 
-    monkeypatch.setattr(ordered, "backend", lambda _x: types.SimpleNamespace(sparse_product=product))
+    monkeypatch.setattr(ordered, "sparse_product", product)
     job = deterministic(system_job(model, "full", scheme))
     with ordered.ordered_products("SparseCsrCPU"), SparseProducts() as products:
         record = measure(job, ignore)

@@ -33,7 +33,7 @@ from actbench.quant.launch import (
     plan_sparse_product,
     plan_unpack_mask,
 )
-from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
+from actbench.quant.layout import BlockCode, Layout, RectifiedLayout, mask_bytes
 from actbench.quant.levels import level_table
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -149,8 +149,8 @@ class Rectified:
     stream: int = 3
 
     @property
-    def how(self) -> tuple[int, float, tuple[float, ...]]:
-        return self.block_length, self.bits, self.levels
+    def code(self) -> BlockCode:
+        return BlockCode(self.block_length, self.bits, self.levels)
 
     @property
     def dropped(self) -> tuple[Tensor | None, float]:
@@ -230,13 +230,15 @@ def check_quantize(
     levels = level_table(table, bits, block_length) if isinstance(table, str) else table
     outputs = make_outputs(x.numel(), block_length, bits)
     codes, minimum, scale, flag = (output.tensor for output in outputs)
-    machine.run(plan_quantize(x, codes, minimum, scale, block_length, bits, levels, seed, stream, flag, threads))
+    machine.run(
+        plan_quantize(x, codes, minimum, scale, BlockCode(block_length, bits, levels), seed, stream, flag, threads)
+    )
     expected_flag = torch.zeros(1, dtype=torch.int32)
-    expected = reference.quantize(x, block_length, bits, levels, seed, stream, expected_flag)
+    expected = reference.quantize(x, BlockCode(block_length, bits, levels), seed, stream, expected_flag)
     assert_same_packed((codes, minimum, scale, flag), (*expected, expected_flag))
     out = Guarded(x.numel(), x.dtype)
-    machine.run(plan_dequantize(*expected, out.tensor, block_length, bits, levels, threads))
-    values = reference.dequantize(*expected, x.numel(), block_length, bits, levels, x.dtype)
+    machine.run(plan_dequantize(*expected, out.tensor, BlockCode(block_length, bits, levels), threads))
+    values = reference.dequantize(*expected, x.numel(), BlockCode(block_length, bits, levels), x.dtype)
     assert_same(out.tensor, values, "values")
     for output in (*outputs, out):
         output.assert_intact()
@@ -307,17 +309,15 @@ def check_project(
     """Quantize x P in every way that can be launched, and read it back; results are those of the reference."""
     rows, width = x.shape
     levels = level_table(table, bits, block_length)
-    parameters = block_length, bits, levels
+    code = BlockCode(block_length, bits, levels)
     expected_flag = torch.zeros(1, dtype=torch.int32)
-    expected = reference.project_quantize(x, projected, *parameters, seed, sign_stream, stream, expected_flag)
+    expected = reference.project_quantize(x, projected, code, seed, sign_stream, stream, expected_flag)
     product = Guarded(rows * projected, torch.float32)
     for u in (product.tensor, None) if fits_tile(projected, block_length, threads) else (product.tensor,):
         outputs = make_outputs(rows * projected, block_length, bits)
         codes, minimum, scale, flag = (output.tensor for output in outputs)
         packed = codes, minimum, scale
-        launches = plan_project_quantize(
-            x, u, *packed, projected, *parameters, seed, sign_stream, stream, flag, threads
-        )
+        launches = plan_project_quantize(x, u, *packed, projected, code, seed, sign_stream, stream, flag, threads)
         machine.run(launches)
         assert_same_packed((*packed, flag), (*expected, expected_flag))
         for output in outputs:
@@ -328,12 +328,10 @@ def check_project(
     product.assert_intact()
     out = Guarded(rows * width, x.dtype)
     machine.run(
-        plan_dequantize_unproject(
-            *expected, out.tensor.view(rows, width), projected, *parameters, seed, sign_stream, threads
-        )
+        plan_dequantize_unproject(*expected, out.tensor.view(rows, width), projected, code, seed, sign_stream, threads)
     )
     shape = rows, width, projected
-    values = reference.dequantize_unproject(*expected, *shape, *parameters, x.dtype, seed, sign_stream)
+    values = reference.dequantize_unproject(*expected, *shape, code, x.dtype, seed, sign_stream)
     assert_same(out.tensor, values.reshape(-1), "values")
     out.assert_intact()
 
@@ -365,19 +363,19 @@ def check_rectified(machine: Runs, case: Rectified, threads: int = THREADS) -> N
     flag, expected_flag = Guarded(1, torch.int32), torch.zeros(1, dtype=torch.int32)
     flag.tensor.zero_()
     noise = case.seed, case.stream
-    machine.run(plan_quantize_rectified(x, codes.tensor, scale.tensor, *case.how, *noise, flag.tensor, threads))
-    expected = reference.quantize_rectified(x, *case.how, *noise, expected_flag)
+    machine.run(plan_quantize_rectified(x, codes.tensor, scale.tensor, case.code, *noise, flag.tensor, threads))
+    expected = reference.quantize_rectified(x, case.code, *noise, expected_flag)
     assert_same(scale.tensor, expected[1], "scales")
     assert_same(codes.tensor, expected[0], "codes")
     assert_same(flag.tensor, expected_flag, "broken flags")
     out, passed = Guarded(x.numel(), x.dtype), Guarded(x.numel(), x.dtype)
-    machine.run(plan_dequantize_rectified(expected[0], expected[1], out.tensor, *case.how, *case.dropped, threads))
-    values = reference.dequantize_rectified(expected[0], expected[1], x.numel(), *case.how, x.dtype, *case.dropped)
+    machine.run(plan_dequantize_rectified(expected[0], expected[1], out.tensor, case.code, *case.dropped, threads))
+    values = reference.dequantize_rectified(expected[0], expected[1], x.numel(), case.code, x.dtype, *case.dropped)
     assert_same(out.tensor, values, "values")
     # The negative too, so that a gradient has all signs where the codes are positive.
     gradient = torch.where(torch.arange(x.numel()).view(x.shape) % 2 == 0, x, -x)
-    machine.run(plan_pass_rectified(gradient, expected[0], passed.tensor, case.bits, *case.dropped, threads))
-    expected_passed = reference.pass_rectified(gradient, expected[0], case.bits, *case.dropped)
+    machine.run(plan_pass_rectified(gradient, expected[0], passed.tensor, case.code, *case.dropped, threads))
+    expected_passed = reference.pass_rectified(gradient, expected[0], case.code, *case.dropped)
     assert_same(passed.tensor, expected_passed.view(-1), "gradients")
     for output in (codes, scale, flag, out, passed):
         output.assert_intact()
@@ -387,8 +385,8 @@ def assert_same_sums(
     actual: Tensor, gradient: Tensor, packed: tuple[Tensor, Tensor], case: Rectified, additions: int
 ) -> None:
     """Sums of `norm_sums` are as near to the oracle's as `additions` float32 additions of each term leave them."""
-    expected = reference.norm_sums(gradient, packed[0], packed[1], *case.how, *case.dropped)
-    sizes = reference.norm_sums(gradient.abs(), packed[0], packed[1], *case.how, case.mask, abs(case.factor))
+    expected = reference.norm_sums(gradient, packed[0], packed[1], case.code, *case.dropped)
+    sizes = reference.norm_sums(gradient.abs(), packed[0], packed[1], case.code, case.mask, abs(case.factor))
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
     # Each float32 addition is off by 2**-24 of what it makes, at most the sum of all sizes so far.
@@ -405,20 +403,20 @@ def assert_same_sums(
 def check_norm(machine: Runs, gradient: Tensor, case: Rectified, threads: int = THREADS) -> None:
     """Batch norm's sums and gradient by rectified codes of `case.x`; as the reference's but for the sums' order."""
     rows, width = gradient.shape
-    packed = reference.quantize_rectified(case.x, *case.how, case.seed, case.stream)
+    packed = reference.quantize_rectified(case.x, case.code, case.seed, case.stream)
     shape = partial_shape(rows, width, threads)
     partial = Guarded(torch.Size(shape).numel(), torch.float32)
-    machine.run(plan_norm_sums(gradient, packed[0], packed[1], partial.tensor, *case.how, *case.dropped, threads))
+    machine.run(plan_norm_sums(gradient, packed[0], packed[1], partial.tensor, case.code, *case.dropped, threads))
     sums = partial.tensor.view(shape).sum((0, 2), dtype=torch.float64)
     assert_same_sums(sums, gradient, packed, case, BANDS + threads)
     coefficients = make_values("normal", 4 * width, torch.float32, 9).view(4, width)
     out = Guarded(rows * width, gradient.dtype)
     machine.run(
         plan_norm_gradient(
-            gradient, packed[0], packed[1], coefficients, out.tensor, *case.how, *case.dropped, threads=threads
+            gradient, packed[0], packed[1], coefficients, out.tensor, case.code, *case.dropped, threads=threads
         )
     )
-    expected = reference.norm_gradient(gradient, packed[0], packed[1], *case.how, coefficients, *case.dropped)
+    expected = reference.norm_gradient(gradient, packed[0], packed[1], case.code, coefficients, *case.dropped)
     assert_same(out.tensor, expected.view(-1), "gradients")
     partial.assert_intact()
     out.assert_intact()

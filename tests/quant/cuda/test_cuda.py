@@ -14,6 +14,7 @@ import torch
 import actbench.quant
 from actbench.quant import ordered, reference
 from actbench.quant.launch import BANDS, THREADS, Launch, fits_tile, kernel_names
+from actbench.quant.layout import BlockCode
 from actbench.quant.levels import level_table
 from tests.quant.cuda import emulate, parity
 
@@ -50,12 +51,12 @@ def test_quantize_and_dequantize(cuda: Any, kind: str, block_length: int) -> Non
     x = parity.make_values(kind, 600, torch.float16, 1).view(20, 30)
     parameters = block_length, 2, level_table("clipped-normal", 2, block_length)
     told, expected_told = flags()
-    actual = cuda.quantize(x, *parameters, 7, 3, told)
-    expected = reference.quantize(x, *parameters, 7, 3, expected_told)
+    actual = cuda.quantize(x, BlockCode(*parameters), 7, 3, told)
+    expected = reference.quantize(x, BlockCode(*parameters), 7, 3, expected_told)
     parity.assert_same_packed((*actual, told), (*expected, expected_told))
-    parity.assert_same_packed((*cuda.quantize(x, *parameters, 7, 3), told), (*expected, expected_told))
-    values = cuda.dequantize(*actual, 600, *parameters, torch.bfloat16)
-    parity.assert_same(values, reference.dequantize(*expected, 600, *parameters, torch.bfloat16), "values")
+    parity.assert_same_packed((*cuda.quantize(x, BlockCode(*parameters), 7, 3), told), (*expected, expected_told))
+    values = cuda.dequantize(*actual, 600, BlockCode(*parameters), torch.bfloat16)
+    parity.assert_same(values, reference.dequantize(*expected, 600, BlockCode(*parameters), torch.bfloat16), "values")
 
 
 @pytest.mark.parametrize(("projected", "block_length"), [(5, 10), (5, 4097), (1, 4)])
@@ -68,12 +69,12 @@ def test_project_quantize_and_dequantize_unproject(
     x = parity.make_values(kind, rows * 33, torch.float32, 1).view(rows, 33)
     parameters = block_length, 4, level_table("clipped-normal", 4, block_length)
     told, expected_told = flags()
-    actual = cuda.project_quantize(x, projected, *parameters, 7, 11, 3, told)
-    expected = reference.project_quantize(x, projected, *parameters, 7, 11, 3, expected_told)
+    actual = cuda.project_quantize(x, projected, BlockCode(*parameters), 7, 11, 3, told)
+    expected = reference.project_quantize(x, projected, BlockCode(*parameters), 7, 11, 3, expected_told)
     parity.assert_same_packed((*actual, told), (*expected, expected_told))
     shape = rows, 33, projected
-    values = cuda.dequantize_unproject(*actual, *shape, *parameters, torch.float16, 7, 11)
-    expected_values = reference.dequantize_unproject(*expected, *shape, *parameters, torch.float16, 7, 11)
+    values = cuda.dequantize_unproject(*actual, *shape, BlockCode(*parameters), torch.float16, 7, 11)
+    expected_values = reference.dequantize_unproject(*expected, *shape, BlockCode(*parameters), torch.float16, 7, 11)
     parity.assert_same(values, expected_values, "values")
 
 
@@ -92,7 +93,7 @@ def test_products_are_summed_in_the_order_of_their_entries(
     cuda: Any, layout: torch.layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forward and backward of every product that a network may ask for; the CPU's dispatch key stands for CUDA's."""
-    monkeypatch.setattr(ordered, "backend", lambda _x: cuda)
+    monkeypatch.setattr(ordered, "sparse_product", cuda.sparse_product)
     csr = parity.make_csr(30, 40, 1, torch.int64)
     matrix = torch.sparse_csr_tensor(*csr, (30, 40), check_invariants=False).to_dense().to_sparse_csr()
     parts = matrix.crow_indices(), matrix.col_indices(), matrix.values()
@@ -150,21 +151,21 @@ def test_rectified_codes(
 ) -> None:
     x = parity.make_values(kind, rows * 12, torch.bfloat16, 1).view(rows, 12)
     mask = None if kept is None else parity.make_mask(x.numel(), kept)
-    parameters, dropped = (block_length, bits, levels), (mask, 1.25)
+    code, dropped = BlockCode(block_length, bits, levels), (mask, 1.25)
     told, expected_told = flags()
-    actual = cuda.quantize_rectified(x, *parameters, 7, 3, told)
-    expected = reference.quantize_rectified(x, *parameters, 7, 3, expected_told)
+    actual = cuda.quantize_rectified(x, code, 7, 3, told)
+    expected = reference.quantize_rectified(x, code, 7, 3, expected_told)
     for one, other, what in zip((*actual, told), (*expected, expected_told), ("codes", "scales", "flag"), strict=True):
         parity.assert_same(one, other, what)
-    parity.assert_same(cuda.quantize_rectified(x, *parameters, 7, 3)[0], expected[0], "codes")
-    values = cuda.dequantize_rectified(*actual, x.numel(), *parameters, torch.float16, *dropped)
-    oracle = reference.dequantize_rectified(expected[0], expected[1], x.numel(), *parameters, torch.float16, *dropped)
+    parity.assert_same(cuda.quantize_rectified(x, code, 7, 3)[0], expected[0], "codes")
+    values = cuda.dequantize_rectified(*actual, x.numel(), code, torch.float16, *dropped)
+    oracle = reference.dequantize_rectified(expected[0], expected[1], x.numel(), code, torch.float16, *dropped)
     parity.assert_same(values, oracle, "values")
-    passed = cuda.pass_rectified(x, actual[0], bits, *dropped)
-    parity.assert_same(passed, reference.pass_rectified(x, expected[0], bits, *dropped), "gradients")
+    passed = cuda.pass_rectified(x, actual[0], code, *dropped)
+    parity.assert_same(passed, reference.pass_rectified(x, expected[0], code, *dropped), "gradients")
     coefficients = parity.make_values("normal", 4 * 12, torch.float32, 2).view(4, 12)
-    gradient = cuda.norm_gradient(x, *actual, *parameters, coefficients, *dropped)
-    oracle = reference.norm_gradient(x, expected[0], expected[1], *parameters, coefficients, *dropped)
+    gradient = cuda.norm_gradient(x, *actual, code, coefficients, *dropped)
+    oracle = reference.norm_gradient(x, expected[0], expected[1], code, coefficients, *dropped)
     parity.assert_same(gradient, oracle, "gradients")
 
 
@@ -175,26 +176,26 @@ def test_the_sums_of_a_batch_norm(cuda: Any, rows: int, width: int, kept: float 
     y = parity.make_values("normal", rows * width, torch.float32, 1).view(rows, width)
     mask = None if kept is None else parity.make_mask(y.numel(), kept)
     case = parity.Rectified(y, 64, *parity.RECTIFIED[0], mask, 1.25)
-    packed = cuda.quantize_rectified(y, *case.how, 7, 3)
+    packed = cuda.quantize_rectified(y, case.code, 7, 3)
     gradient = parity.make_values("normal", rows * width, torch.float16, 2).view(rows, width)
-    sums = cuda.norm_sums(gradient, *packed, *case.how, *case.dropped)
+    sums = cuda.norm_sums(gradient, *packed, case.code, *case.dropped)
     parity.assert_same_sums(sums, gradient, packed, case, BANDS + THREADS)
-    assert torch.equal(sums, cuda.norm_sums(gradient, *packed, *case.how, *case.dropped))
+    assert torch.equal(sums, cuda.norm_sums(gradient, *packed, case.code, *case.dropped))
 
 
 def test_only_contiguous_tensors_are_taken(cuda: Any) -> None:
     x, levels = torch.zeros(8, 4).t(), level_table("uniform", 2, 8)
     packed = torch.zeros(4, dtype=torch.uint8)
     calls: tuple[Callable[[], object], ...] = (
-        lambda: cuda.quantize(x, 8, 2, levels, 7, 3),
-        lambda: cuda.project_quantize(x, 2, 8, 2, levels, 7, 11, 3),
+        lambda: cuda.quantize(x, BlockCode(8, 2, levels), 7, 3),
+        lambda: cuda.project_quantize(x, 2, BlockCode(8, 2, levels), 7, 11, 3),
         lambda: cuda.pack_positive(x),
         lambda: cuda.keep_where(x, packed),
         lambda: cuda.scale_where(x, packed, 2.0),
-        lambda: cuda.quantize_rectified(x, 8, 2, levels[:3], 7, 3),
+        lambda: cuda.quantize_rectified(x, BlockCode(8, 2, levels[:3]), 7, 3),
         lambda: cuda.pass_rectified(x, packed, 2),
-        lambda: cuda.norm_sums(x, packed, packed, 8, 2, levels[:3]),
-        lambda: cuda.norm_gradient(packed, packed, packed, 8, 2, levels[:3], x),
+        lambda: cuda.norm_sums(x, packed, packed, BlockCode(8, 2, levels[:3])),
+        lambda: cuda.norm_gradient(packed, packed, packed, BlockCode(8, 2, levels[:3]), x),
     )
     for call in calls:
         with pytest.raises(ValueError, match=r"has strides \(1, 4\): pass tensor.contiguous\(\)"):

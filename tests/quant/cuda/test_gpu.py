@@ -7,7 +7,7 @@ import torch
 
 from actbench.quant import ordered_products, reference
 from actbench.quant.launch import BANDS, THREADS, fits_tile
-from actbench.quant.layout import Layout, mask_bytes
+from actbench.quant.layout import BlockCode, Layout, mask_bytes
 from actbench.quant.levels import level_table
 from tests.quant.cuda import parity
 
@@ -53,12 +53,12 @@ def assert_projected_parity(
     parameters = block_length, bits, level_table("clipped-normal", bits, block_length)
     shape = rows, width, projected
     told, expected_told = make_flag(), torch.zeros(1, dtype=torch.int32)
-    actual = cuda.project_quantize(on_gpu, projected, *parameters, 7, 11, 3, told)
-    expected = reference.project_quantize(x, projected, *parameters, 7, 11, 3, expected_told)
+    actual = cuda.project_quantize(on_gpu, projected, BlockCode(*parameters), 7, 11, 3, told)
+    expected = reference.project_quantize(x, projected, BlockCode(*parameters), 7, 11, 3, expected_told)
     torch.cuda.synchronize()
     parity.assert_same_packed(on_cpu(*actual, told), (*expected, expected_told))
-    values = cuda.dequantize_unproject(*actual, *shape, *parameters, x.dtype, 7, 11)
-    expected_values = reference.dequantize_unproject(*expected, *shape, *parameters, x.dtype, 7, 11)
+    values = cuda.dequantize_unproject(*actual, *shape, BlockCode(*parameters), x.dtype, 7, 11)
+    expected_values = reference.dequantize_unproject(*expected, *shape, BlockCode(*parameters), x.dtype, 7, 11)
     parity.assert_same(values.cpu(), expected_values, "values")
 
 
@@ -68,12 +68,12 @@ def assert_parity(
     from actbench.quant import cuda
 
     told, expected_told = make_flag(), torch.zeros(1, dtype=torch.int32)
-    actual = cuda.quantize(x.cuda(), block_length, bits, levels, seed, stream, told)
-    expected = reference.quantize(x, block_length, bits, levels, seed, stream, expected_told)
+    actual = cuda.quantize(x.cuda(), BlockCode(block_length, bits, levels), seed, stream, told)
+    expected = reference.quantize(x, BlockCode(block_length, bits, levels), seed, stream, expected_told)
     torch.cuda.synchronize()
     parity.assert_same_packed(on_cpu(*actual, told), (*expected, expected_told))
-    values = cuda.dequantize(*actual, x.numel(), block_length, bits, levels, x.dtype)
-    expected_values = reference.dequantize(*expected, x.numel(), block_length, bits, levels, x.dtype)
+    values = cuda.dequantize(*actual, x.numel(), BlockCode(block_length, bits, levels), x.dtype)
+    expected_values = reference.dequantize(*expected, x.numel(), BlockCode(block_length, bits, levels), x.dtype)
     parity.assert_same(values.cpu(), expected_values, "values")
 
 
@@ -107,18 +107,18 @@ def assert_rectified_parity(case: parity.Rectified) -> None:
     x, numel = case.x, case.x.numel()
     mask = None if case.mask is None else case.mask.cuda()
     told, expected_told = make_flag(), torch.zeros(1, dtype=torch.int32)
-    codes, scale = cuda.quantize_rectified(x.cuda(), *case.how, 7, 3, told)
-    expected = reference.quantize_rectified(x, *case.how, 7, 3, expected_told)
+    codes, scale = cuda.quantize_rectified(x.cuda(), case.code, 7, 3, told)
+    expected = reference.quantize_rectified(x, case.code, 7, 3, expected_told)
     torch.cuda.synchronize()
     for one, other, what in zip(
         on_cpu(scale, codes, told), (expected[1], expected[0], expected_told), ("scales", "codes", "flags"), strict=True
     ):
         parity.assert_same(one, other, what)
-    values = cuda.dequantize_rectified(codes, scale, numel, *case.how, x.dtype, mask, case.factor)
-    oracle = reference.dequantize_rectified(expected[0], expected[1], numel, *case.how, x.dtype, *case.dropped)
+    values = cuda.dequantize_rectified(codes, scale, numel, case.code, x.dtype, mask, case.factor)
+    oracle = reference.dequantize_rectified(expected[0], expected[1], numel, case.code, x.dtype, *case.dropped)
     parity.assert_same(values.cpu(), oracle, "values")
-    passed = cuda.pass_rectified(-x.cuda(), codes, case.bits, mask, case.factor)
-    parity.assert_same(passed.cpu(), reference.pass_rectified(-x, expected[0], case.bits, *case.dropped), "gradients")
+    passed = cuda.pass_rectified(-x.cuda(), codes, case.code, mask, case.factor)
+    parity.assert_same(passed.cpu(), reference.pass_rectified(-x, expected[0], case.code, *case.dropped), "gradients")
 
 
 @pytest.mark.parametrize("how", parity.RECTIFIED, ids=str)
@@ -162,13 +162,13 @@ def test_batch_norms_backward_is_the_reference(
     for mask in (None, parity.make_mask(y.numel())):
         case = parity.Rectified(y, 128, *how, mask, 1.25)
         on_gpu = None if mask is None else mask.cuda()
-        packed = codes, scale = reference.quantize_rectified(y, *case.how, 7, 3)
-        arguments = gradient.cuda(), codes.cuda(), scale.cuda(), *case.how
+        packed = codes, scale = reference.quantize_rectified(y, case.code, 7, 3)
+        arguments = gradient.cuda(), codes.cuda(), scale.cuda(), case.code
         sums = cuda.norm_sums(*arguments, on_gpu, 1.25)
         parity.assert_same_sums(sums.cpu(), gradient, packed, case, BANDS + THREADS)
         assert torch.equal(sums, cuda.norm_sums(*arguments, on_gpu, 1.25))
         by_x = cuda.norm_gradient(*arguments, coefficients.cuda(), on_gpu, 1.25)
-        oracle = reference.norm_gradient(gradient, codes, scale, *case.how, coefficients, *case.dropped)
+        oracle = reference.norm_gradient(gradient, codes, scale, case.code, coefficients, *case.dropped)
         parity.assert_same(by_x.cpu(), oracle, "gradients")
 
 
@@ -176,15 +176,15 @@ def test_batch_norms_backward_is_the_reference(
 def test_rectified_codes_can_be_captured_into_a_graph(block_length: int) -> None:
     from actbench.quant import cuda
 
-    how = block_length, *parity.RECTIFIED[0]
+    code = BlockCode(block_length, *parity.RECTIFIED[0])
     x, coefficients = torch.randn(3_000, 100, device="cuda"), torch.randn(4, 100, device="cuda")
 
     def round_trip() -> tuple[torch.Tensor, ...]:
-        codes, scale = cuda.quantize_rectified(x, *how, 7, 3)
-        values = cuda.dequantize_rectified(codes, scale, x.numel(), *how, x.dtype)
-        passed = cuda.pass_rectified(x, codes, how[1])
-        sums = cuda.norm_sums(x, codes, scale, *how)
-        return values, passed, sums, cuda.norm_gradient(x, codes, scale, *how, coefficients)
+        codes, scale = cuda.quantize_rectified(x, code, 7, 3)
+        values = cuda.dequantize_rectified(codes, scale, x.numel(), code, x.dtype)
+        passed = cuda.pass_rectified(x, codes, code)
+        sums = cuda.norm_sums(x, codes, scale, code)
+        return values, passed, sums, cuda.norm_gradient(x, codes, scale, code, coefficients)
 
     round_trip()
     torch.cuda.synchronize()
@@ -201,8 +201,8 @@ def test_a_view_without_16_byte_alignment_is_read() -> None:
     from actbench.quant import cuda
 
     x, levels = torch.randn(4001), level_table("uniform", 2, 128)
-    actual = cuda.quantize(x.cuda()[1:], 128, 2, levels, 7, 3)
-    for one, other in zip(actual, reference.quantize(x[1:], 128, 2, levels, 7, 3), strict=True):
+    actual = cuda.quantize(x.cuda()[1:], BlockCode(128, 2, levels), 7, 3)
+    for one, other in zip(actual, reference.quantize(x[1:], BlockCode(128, 2, levels), 7, 3), strict=True):
         assert torch.equal(one.cpu(), other)
 
 
@@ -318,16 +318,16 @@ def test_a_broken_block_is_told_in_pinned_memory(block_length: int) -> None:
 
     levels, told = level_table("uniform", 2, block_length), make_flag()
     x = torch.randn(3_000, 32, device="cuda")
-    cuda.quantize(x, block_length, 2, levels, 7, 3, told)
-    cuda.project_quantize(x, 4, block_length, 2, levels, 7, 11, 3, told)
+    cuda.quantize(x, BlockCode(block_length, 2, levels), 7, 3, told)
+    cuda.project_quantize(x, 4, BlockCode(block_length, 2, levels), 7, 11, 3, told)
     torch.cuda.synchronize()
     assert told.item() == 0
     x[-1, -1] = torch.inf
-    cuda.quantize(x, block_length, 2, levels, 7, 3, told)
+    cuda.quantize(x, BlockCode(block_length, 2, levels), 7, 3, told)
     torch.cuda.synchronize()
     assert told.item() == 1
     told.zero_()
-    cuda.project_quantize(x, 4, block_length, 2, levels, 7, 11, 3, told)
+    cuda.project_quantize(x, 4, BlockCode(block_length, 2, levels), 7, 11, 3, told)
     torch.cuda.synchronize()
     assert told.item() == 1
 
@@ -337,19 +337,19 @@ def test_projections_run_on_the_callers_stream() -> None:
 
     parameters, shape = (64, 2, level_table("uniform", 2, 64)), (2**15, 128, 16)
     x = torch.randn(2**15, 128)
-    expected = reference.project_quantize(x, 16, *parameters, 7, 11, 3)
-    expected_values = reference.dequantize_unproject(*expected, *shape, *parameters, x.dtype, 7, 11)
+    expected = reference.project_quantize(x, 16, BlockCode(*parameters), 7, 11, 3)
+    expected_values = reference.dequantize_unproject(*expected, *shape, BlockCode(*parameters), x.dtype, 7, 11)
     source = x.cuda()
-    warm = cuda.project_quantize(source, 16, *parameters, 7, 11, 3)
-    cuda.dequantize_unproject(*warm, *shape, *parameters, x.dtype, 7, 11)
+    warm = cuda.project_quantize(source, 16, BlockCode(*parameters), 7, 11, 3)
+    cuda.dequantize_unproject(*warm, *shape, BlockCode(*parameters), x.dtype, 7, 11)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         late = torch.zeros_like(source)
         torch.cuda._sleep(50_000_000)
         late.copy_(source)
-        actual = cuda.project_quantize(late, 16, *parameters, 7, 11, 3)
-        values = cuda.dequantize_unproject(*actual, *shape, *parameters, x.dtype, 7, 11)
+        actual = cuda.project_quantize(late, 16, BlockCode(*parameters), 7, 11, 3)
+        values = cuda.dequantize_unproject(*actual, *shape, BlockCode(*parameters), x.dtype, 7, 11)
     stream.synchronize()
     for one, other in zip((*actual, values), (*expected, expected_values), strict=True):
         assert torch.equal(one.cpu(), other)
@@ -363,8 +363,8 @@ def test_projections_can_be_captured_into_a_graph(block_length: int) -> None:
     x, told = torch.randn(3_000, 128, device="cuda"), make_flag()
 
     def round_trip() -> torch.Tensor:
-        packed = cuda.project_quantize(x, 16, *parameters, 7, 11, 3, told)
-        return cuda.dequantize_unproject(*packed, *shape, *parameters, x.dtype, 7, 11)
+        packed = cuda.project_quantize(x, 16, BlockCode(*parameters), 7, 11, 3, told)
+        return cuda.dequantize_unproject(*packed, *shape, BlockCode(*parameters), x.dtype, 7, 11)
 
     round_trip()
     torch.cuda.synchronize()
@@ -387,9 +387,9 @@ def test_kernels_run_on_the_callers_stream() -> None:
 
     levels = level_table("uniform", 2, 128)
     x = torch.randn(2**22)
-    expected = reference.quantize(x, 128, 2, levels, 7, 3)
+    expected = reference.quantize(x, BlockCode(128, 2, levels), 7, 3)
     source = x.cuda()
-    cuda.quantize(source, 128, 2, levels, 7, 3)
+    cuda.quantize(source, BlockCode(128, 2, levels), 7, 3)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -397,7 +397,7 @@ def test_kernels_run_on_the_callers_stream() -> None:
         late = torch.zeros_like(source)
         torch.cuda._sleep(50_000_000)
         late.copy_(source)
-        actual = cuda.quantize(late, 128, 2, levels, 7, 3)
+        actual = cuda.quantize(late, BlockCode(128, 2, levels), 7, 3)
     stream.synchronize()
     for one, other in zip(actual, expected, strict=True):
         assert torch.equal(one.cpu(), other)
@@ -411,8 +411,8 @@ def test_calls_can_be_captured_into_a_graph(block_length: int) -> None:
     x = torch.randn(50_000, device="cuda")
 
     def round_trip() -> torch.Tensor:
-        packed = cuda.quantize(x, block_length, 2, levels, 7, 3)
-        return cuda.dequantize(*packed, x.numel(), block_length, 2, levels, x.dtype)
+        packed = cuda.quantize(x, BlockCode(block_length, 2, levels), 7, 3)
+        return cuda.dequantize(*packed, x.numel(), BlockCode(block_length, 2, levels), x.dtype)
 
     round_trip()
     torch.cuda.synchronize()
@@ -434,9 +434,9 @@ def test_the_allocator_sees_what_the_layout_says() -> None:
     levels = level_table("clipped-normal", 8, 128)
     x = torch.randn(1_000_003, device="cuda")
     layout = Layout(x.numel(), 128, 8)
-    cuda.quantize(x, 128, 8, levels, 7, 3)
+    cuda.quantize(x, BlockCode(128, 8, levels), 7, 3)
     before = torch.cuda.memory_allocated()
-    kept = cuda.quantize(x, 128, 8, levels, 7, 3)
+    kept = cuda.quantize(x, BlockCode(128, 8, levels), 7, 3)
     grown = torch.cuda.memory_allocated() - before
     metadata = layout.total_bytes - layout.code_bytes
     assert grown == rounded(layout.code_bytes) + 2 * rounded(metadata // 2)
@@ -464,16 +464,16 @@ def test_a_projection_takes_no_memory_but_its_outputs_and_buffer(block_length: i
     parameters = block_length, 2, level_table("clipped-normal", 2, block_length)
     x = torch.randn(rows, width, device="cuda")
     buffer_bytes = 0 if fits_tile(projected, block_length) else 4 * rows * projected
-    packed = cuda.project_quantize(x, projected, *parameters, 7, 11, 3)
+    packed = cuda.project_quantize(x, projected, BlockCode(*parameters), 7, 11, 3)
     torch.cuda.reset_peak_memory_stats()
     before = requested("current")
-    again = cuda.project_quantize(x, projected, *parameters, 7, 11, 3)
+    again = cuda.project_quantize(x, projected, BlockCode(*parameters), 7, 11, 3)
     kept_bytes = Layout(rows * projected, block_length, 2).total_bytes
     assert requested("peak") - before == kept_bytes + buffer_bytes
     assert requested("current") - before == kept_bytes == sum(tensor.nbytes for tensor in again)
     torch.cuda.reset_peak_memory_stats()
     before = requested("current")
-    values = cuda.dequantize_unproject(*packed, *shape, *parameters, x.dtype, 7, 11)
+    values = cuda.dequantize_unproject(*packed, *shape, BlockCode(*parameters), x.dtype, 7, 11)
     assert requested("peak") - before == values.nbytes
 
 
@@ -481,4 +481,4 @@ def test_a_tensor_that_is_not_contiguous_is_refused() -> None:
     from actbench.quant import cuda
 
     with pytest.raises(ValueError, match=r"has strides \(1, 4\): pass tensor.contiguous\(\)"):
-        cuda.quantize(torch.zeros(8, 4, device="cuda").t(), 8, 2, level_table("uniform", 2, 8), 7, 3)
+        cuda.quantize(torch.zeros(8, 4, device="cuda").t(), BlockCode(8, 2, level_table("uniform", 2, 8)), 7, 3)

@@ -31,7 +31,7 @@ from actbench.quant.launch import (
     plan_scale_where,
     plan_unpack_mask,
 )
-from actbench.quant.layout import CODES_A_BYTE, RectifiedLayout, mask_bytes
+from actbench.quant.layout import CODES_A_BYTE, BlockCode, RectifiedLayout, mask_bytes
 from actbench.quant.levels import level_table
 from tests.quant.cuda import emulate, parity
 
@@ -255,7 +255,7 @@ def test_a_broken_block_is_told_wherever_it_is(at: int | None, block_length: int
     if at is not None:
         x[at] = torch.inf
     flag = torch.zeros(1, dtype=torch.int32)
-    reference.quantize(x, block_length, 2, level_table("uniform", 2, block_length), 7, 3, flag)
+    reference.quantize(x, BlockCode(block_length, 2, level_table("uniform", 2, block_length)), 7, 3, flag)
     assert flag.item() == (at is not None)
     parity.check_quantize(emulate.emulator(), x, block_length, 2)
     parity.check_project(emulate.emulator(), x.view(-1, 31), 8, block_length, 2)
@@ -265,8 +265,8 @@ def test_a_broken_block_need_not_be_told() -> None:
     x = torch.full((300, 8), torch.nan)
     levels = level_table("uniform", 2, 8)
     codes, minimum, scale = (output.tensor for output in parity.make_outputs(2400, 8, 2)[:3])
-    emulate.emulator().run(plan_quantize(x, codes, minimum, scale, 8, 2, levels, 7, 3))
-    emulate.emulator().run(plan_project_quantize(x, None, codes, minimum, scale, 8, 8, 2, levels, 7, 11, 3))
+    emulate.emulator().run(plan_quantize(x, codes, minimum, scale, BlockCode(8, 2, levels), 7, 3))
+    emulate.emulator().run(plan_project_quantize(x, None, codes, minimum, scale, 8, BlockCode(8, 2, levels), 7, 11, 3))
     assert scale.isnan().all()
 
 
@@ -406,21 +406,21 @@ def test_the_end_of_a_tensor_beyond_32_bit_indices(block_length: int) -> None:
     blocks = -(-numel // block_length)
     codes = make_sparse(-(-numel // 4), torch.uint8)
     minimum, scale = make_sparse(blocks, torch.bfloat16), make_sparse(blocks, torch.bfloat16)
-    levels = level_table("clipped-normal", bits, block_length)
+    code = BlockCode(block_length, bits, level_table("clipped-normal", bits, block_length))
     machine = emulate.emulator()
 
-    for launch in plan_quantize(x, codes, minimum, scale, block_length, bits, levels, seed, stream):
+    for launch in plan_quantize(x, codes, minimum, scale, code, seed, stream):
         machine.run([launch], first * launch.grid // numel - 2)
-    edges, inverse_widths = reference._tables(levels, x.device)
-    expected = reference._quantize_chunk(x[first:], first, block_length, bits, edges, inverse_widths, seed, stream)
+    edges, inverse_widths = reference._tables(code.levels, x.device)
+    expected = reference._quantize_chunk(x[first:], first, code, edges, inverse_widths, seed, stream)
     parity.assert_same(codes[first // 4 :], expected[0], "codes")
     parity.assert_same(minimum[first // block_length :], expected[1], "minima")
     parity.assert_same(scale[first // block_length :], expected[2], "scales")
 
     out = make_sparse(numel, torch.bfloat16)
-    (launch,) = plan_dequantize(codes, minimum, scale, out, block_length, bits, levels)
+    (launch,) = plan_dequantize(codes, minimum, scale, out, code)
     machine.run([launch], first * launch.grid // numel - 2)
-    values = reference.dequantize(*expected, numel - first, block_length, bits, levels, torch.bfloat16)
+    values = reference.dequantize(*expected, numel - first, code, torch.bfloat16)
     parity.assert_same(out[first:], values, "values")
 
 
@@ -455,23 +455,27 @@ def test_the_end_of_a_projection_beyond_32_bit_indices(fused: bool) -> None:
     codes = make_sparse(rows * projected // 4, torch.uint8)
     minimum, scale = make_sparse(rows, torch.bfloat16), make_sparse(rows, torch.bfloat16)
     u = None if fused else make_sparse(rows * projected, torch.float32)
-    parameters = block_length, bits, level_table("clipped-normal", bits, block_length)
+    code = BlockCode(block_length, bits, level_table("clipped-normal", bits, block_length))
     share = (rows - first) / rows
     run_end(
-        plan_project_quantize(x, u, codes, minimum, scale, projected, *parameters, seed, sign_stream, stream), share
+        plan_project_quantize(x, u, codes, minimum, scale, projected, code, seed, sign_stream, stream),
+        share,
     )
     signs = philox.signs(seed, sign_stream, width * projected, x.device).view(width, projected)
     product = reference._signed_product(x[first:], signs, projected).view(-1)
-    tables = reference._tables(parameters[2], x.device)
-    expected = reference._quantize_chunk(product, first * projected, block_length, bits, *tables, seed, stream)
+    tables = reference._tables(code.levels, x.device)
+    expected = reference._quantize_chunk(product, first * projected, code, *tables, seed, stream)
     parity.assert_same(codes[first * projected // 4 :], expected[0], "codes")
     parity.assert_same(minimum[first:], expected[1], "minima")
     parity.assert_same(scale[first:], expected[2], "scales")
 
     out = make_sparse(rows * width, torch.bfloat16).view(rows, width)
-    run_end(plan_dequantize_unproject(codes, minimum, scale, out, projected, *parameters, seed, sign_stream), share)
+    run_end(
+        plan_dequantize_unproject(codes, minimum, scale, out, projected, code, seed, sign_stream),
+        share,
+    )
     values = reference.dequantize_unproject(
-        *expected, rows - first, width, projected, *parameters, torch.bfloat16, seed, sign_stream
+        *expected, rows - first, width, projected, code, torch.bfloat16, seed, sign_stream
     )
     parity.assert_same(out[first:], values, "values")
 
@@ -495,6 +499,7 @@ def test_the_end_of_rectified_codes_beyond_32_bit_indices(
     how: tuple[float, tuple[float, ...]], block_length: int
 ) -> None:
     bits, levels = how
+    code = BlockCode(block_length, bits, levels)
     numel, seed, stream = 2**32 + 12_345, 7, 3
     a_byte, unit = CODES_A_BYTE[bits], 40 * block_length
     first = (numel - 12_000) // unit * unit  # where a chunk of the reference may start
@@ -504,24 +509,25 @@ def test_the_end_of_rectified_codes_beyond_32_bit_indices(
     mask[first // 8 :] = parity.make_mask(numel - first)
     codes, scale = make_sparse(layout.code_bytes, torch.uint8), make_sparse(layout.blocks, torch.bfloat16)
     share = (numel - first) / numel
-    run_end(plan_quantize_rectified(x, codes, scale, block_length, bits, levels, seed, stream), share)
+    run_end(plan_quantize_rectified(x, codes, scale, BlockCode(block_length, bits, levels), seed, stream), share)
     tables = reference._tables(levels, x.device)
-    expected = reference._rectify_chunk(x[first:], first, block_length, bits, *tables, seed, stream)
+    expected = reference._rectify_chunk(x[first:], first, code, *tables, seed, stream)
     parity.assert_same(codes[first // a_byte :], expected[0], "codes")
     parity.assert_same(scale[first // block_length :], expected[1], "scales")
 
     out, passed = make_sparse(numel, torch.bfloat16), make_sparse(numel, torch.float16)
-    end, rest = mask[first // 8 :], (block_length, bits, levels)
-    run_end(plan_dequantize_rectified(codes, scale, out, *rest, mask, 1.25), share)
-    values = reference.dequantize_rectified(expected[0], expected[1], numel - first, *rest, torch.bfloat16, end, 1.25)
+    end = mask[first // 8 :]
+    run_end(plan_dequantize_rectified(codes, scale, out, code, mask, 1.25), share)
+    values = reference.dequantize_rectified(expected[0], expected[1], numel - first, code, torch.bfloat16, end, 1.25)
     parity.assert_same(out[first:], values, "values")
-    run_end(plan_pass_rectified(x, codes, passed, bits, mask, 1.25), share)
-    parity.assert_same(passed[first:], reference.pass_rectified(x[first:], expected[0], bits, end, 1.25), "gradients")
+    run_end(plan_pass_rectified(x, codes, passed, code, mask, 1.25), share)
+    parity.assert_same(passed[first:], reference.pass_rectified(x[first:], expected[0], code, end, 1.25), "gradients")
 
 
 def test_the_end_of_norms_beyond_32_bit_indices() -> None:
     bits, levels = parity.RECTIFIED[0]
     width, block_length, seed, stream = 100, 64, 7, 3
+    code = BlockCode(block_length, bits, levels)
     rows = 2**32 // width + 77
     numel, unit = rows * width, 40 * block_length * width
     first_row = (numel - unit) // unit * unit // width
@@ -531,20 +537,20 @@ def test_the_end_of_norms_beyond_32_bit_indices() -> None:
     gradient[first_row:] = parity.make_values("normal", numel - first, torch.float16, 1).view(-1, width)
     tables = reference._tables(levels, gradient.device)
     y = parity.make_values("normal", numel - first, torch.float32, 2)
-    packed = reference._rectify_chunk(y, first, block_length, bits, *tables, seed, stream)
+    packed = reference._rectify_chunk(y, first, code, *tables, seed, stream)
     codes, scale = make_sparse(layout.code_bytes, torch.uint8), make_sparse(layout.blocks, torch.bfloat16)
     codes[first // 5 :], scale[first // block_length :] = packed
     coefficients = parity.make_values("normal", 4 * width, torch.float32, 3).view(4, width)
-    rest, share = (block_length, bits, levels), (numel - first) / numel
+    share = (numel - first) / numel
 
     out = make_sparse(numel, torch.float16).view(rows, width)
-    run_end(plan_norm_gradient(gradient, codes, scale, coefficients, out, *rest), share)
-    expected = reference.norm_gradient(gradient[first_row:], packed[0], packed[1], *rest, coefficients)
+    run_end(plan_norm_gradient(gradient, codes, scale, coefficients, out, code), share)
+    expected = reference.norm_gradient(gradient[first_row:], packed[0], packed[1], code, coefficients)
     parity.assert_same(out[first_row:], expected, "gradients")
 
     shape = partial_shape(rows, width)
     partial = make_sparse(torch.Size(shape).numel(), torch.float32).view(shape)
-    run_end(plan_norm_sums(gradient, codes, scale, partial, *rest), share)
+    run_end(plan_norm_sums(gradient, codes, scale, partial, code), share)
     # Those of the CTAs before are zeros on pages that are better not read.
     sums = partial[-(rows - first_row) // 300 :].sum((0, 2), dtype=torch.float64)
     case = parity.Rectified(y, block_length, bits, levels)
@@ -554,7 +560,7 @@ def test_the_end_of_norms_beyond_32_bit_indices() -> None:
 def test_level_tables_travel_by_value() -> None:
     x = parity.make_values("normal", 64, torch.float32, 1)
     codes, minimum = torch.empty(64, dtype=torch.uint8), torch.empty(1, dtype=torch.bfloat16)
-    (launch,) = plan_quantize(x, codes, minimum, minimum, 64, 8, level_table("uniform", 8, 64), 7, 3)
+    (launch,) = plan_quantize(x, codes, minimum, minimum, BlockCode(64, 8, level_table("uniform", 8, 64)), 7, 3)
     table = launch.arguments[-1]
     # CuPy hands a one-entry array over by value, and CUDA takes up to 4,096 bytes of arguments.
     assert isinstance(table, np.ndarray)

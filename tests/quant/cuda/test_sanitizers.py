@@ -31,7 +31,7 @@ from actbench.quant.launch import (
     plan_sparse_product,
     plan_unpack_mask,
 )
-from actbench.quant.layout import Layout, RectifiedLayout, mask_bytes
+from actbench.quant.layout import BlockCode, Layout, RectifiedLayout, mask_bytes
 from actbench.quant.levels import level_table
 from actbench.quant.sources import kernel_folder
 from tests.quant.cuda import emulate, parity
@@ -122,13 +122,13 @@ def check_all(machine: Sanitized, threads: int) -> None:
         levels = level_table("clipped-normal", bits, block_length)
         codes, minimum, scale, broken = make_packed(numel, block_length, bits)
         out = torch.zeros(numel, dtype=dtype)
-        launches = plan_quantize(x, codes, minimum, scale, block_length, bits, levels, 7, 3, broken, threads)
-        launches += plan_dequantize(codes, minimum, scale, out, block_length, bits, levels, threads)
+        launches = plan_quantize(x, codes, minimum, scale, BlockCode(block_length, bits, levels), 7, 3, broken, threads)
+        launches += plan_dequantize(codes, minimum, scale, out, BlockCode(block_length, bits, levels), threads)
         run_clean(machine, [x, codes, minimum, scale, broken, out], launches)
-        expected = reference.quantize(x, block_length, bits, levels, 7, 3)
+        expected = reference.quantize(x, BlockCode(block_length, bits, levels), 7, 3)
         parity.assert_same(codes, expected[0], "codes")
         assert broken.item() == 1
-        values = reference.dequantize(*expected, numel, block_length, bits, levels, dtype)
+        values = reference.dequantize(*expected, numel, BlockCode(block_length, bits, levels), dtype)
         parity.assert_same(out, values, "values")
 
     mask = parity.make_values("normal", 1234, torch.float32, 1) > 0
@@ -163,7 +163,7 @@ def check_rectified(machine: Sanitized, threads: int) -> None:
         numel, layout = rows * width, RectifiedLayout(rows * width, block_length, how[0])
         x = parity.make_values("normal", numel, dtype, 1).view(rows, width)
         mask = parity.make_mask(numel)
-        rest, dropped = (block_length, *how), (mask, 1.25)
+        code, dropped = BlockCode(block_length, *how), (mask, 1.25)
         codes, scale = (
             torch.zeros(layout.code_bytes, dtype=torch.uint8),
             torch.zeros(layout.blocks, dtype=torch.bfloat16),
@@ -171,27 +171,27 @@ def check_rectified(machine: Sanitized, threads: int) -> None:
         run_clean(
             machine,
             [x.view(-1), codes, scale],
-            plan_quantize_rectified(x, codes, scale, *rest, 7, 3, None, threads),
+            plan_quantize_rectified(x, codes, scale, code, 7, 3, None, threads),
         )
-        expected_codes, expected_scale = reference.quantize_rectified(x, *rest, 7, 3)
+        expected_codes, expected_scale = reference.quantize_rectified(x, code, 7, 3)
         parity.assert_same(codes, expected_codes, "codes")
         parity.assert_same(scale, expected_scale, "scales")
         out, passed, by_x = (torch.zeros(rows, width, dtype=dtype) for _ in range(3))
         shape = partial_shape(rows, width, threads)
         partial = torch.zeros(shape).view(-1)
         coefficients = parity.make_values("normal", 4 * width, torch.float32, 2).view(4, width)
-        launches = plan_dequantize_rectified(codes, scale, out, *rest, *dropped, threads)
-        launches += plan_pass_rectified(x, codes, passed, how[0], *dropped, threads)
-        launches += plan_norm_sums(x, codes, scale, partial, *rest, *dropped, threads)
-        launches += plan_norm_gradient(x, codes, scale, coefficients, by_x, *rest, None, 1.0, threads)
+        launches = plan_dequantize_rectified(codes, scale, out, code, *dropped, threads)
+        launches += plan_pass_rectified(x, codes, passed, code, *dropped, threads)
+        launches += plan_norm_sums(x, codes, scale, partial, code, *dropped, threads)
+        launches += plan_norm_gradient(x, codes, scale, coefficients, by_x, code, None, 1.0, threads)
         tensors = [x, codes, scale, mask, out, passed, partial, coefficients, by_x]
         run_clean(machine, [each.view(-1) for each in tensors], launches)
-        values = reference.dequantize_rectified(codes, scale, numel, *rest, dtype, *dropped)
+        values = reference.dequantize_rectified(codes, scale, numel, code, dtype, *dropped)
         parity.assert_same(out.view(-1), values, "values")
-        parity.assert_same(passed, reference.pass_rectified(x, codes, how[0], *dropped), "gradients")
-        expected = reference.norm_gradient(x, codes, scale, *rest, coefficients)
+        parity.assert_same(passed, reference.pass_rectified(x, codes, code, *dropped), "gradients")
+        expected = reference.norm_gradient(x, codes, scale, code, coefficients)
         parity.assert_same(by_x, expected, "gradients")
-        case = parity.Rectified(x, *rest, *dropped)
+        case = parity.Rectified(x, block_length, *how, *dropped)
         sums = partial.view(shape).sum((0, 2), dtype=torch.float64)
         parity.assert_same_sums(sums, x, (codes, scale), case, BANDS + threads)
 
@@ -205,18 +205,22 @@ def check_projections(machine: Sanitized, threads: int) -> None:
     ):
         x = parity.make_values("normal", rows * width, dtype, 1).view(rows, width)
         parameters = block_length, bits, level_table("clipped-normal", bits, block_length)
-        expected = reference.project_quantize(x, projected, *parameters, 7, 11, 3)
+        expected = reference.project_quantize(x, projected, BlockCode(*parameters), 7, 11, 3)
         u, out = torch.zeros(rows * projected), torch.zeros(rows * width, dtype=dtype)
         for product in (u, None) if fits_tile(projected, block_length, threads) else (u,):
             codes, minimum, scale, broken = make_packed(rows * projected, block_length, bits)
             packed = codes, minimum, scale
-            launches = plan_project_quantize(x, product, *packed, projected, *parameters, 7, 11, 3, broken, threads)
+            launches = plan_project_quantize(
+                x, product, *packed, projected, BlockCode(*parameters), 7, 11, 3, broken, threads
+            )
             launches += plan_dequantize_unproject(
-                *packed, out.view(rows, width), projected, *parameters, 7, 11, threads
+                *packed, out.view(rows, width), projected, BlockCode(*parameters), 7, 11, threads
             )
             run_clean(machine, [x.view(-1), u, *packed, broken, out], launches)
             parity.assert_same(codes, expected[0], "codes")
-            values = reference.dequantize_unproject(*expected, rows, width, projected, *parameters, dtype, 7, 11)
+            values = reference.dequantize_unproject(
+                *expected, rows, width, projected, BlockCode(*parameters), dtype, 7, 11
+            )
             parity.assert_same(out, values.view(-1), "values")
 
 
@@ -253,7 +257,7 @@ def test_the_thread_sanitizer_notices_a_missing_barrier(tmp_path: Path) -> None:
     machine = Sanitized(tmp_path, [("dequantize.cu", "dequantize<float, 2>")], sources, THREAD)
     codes, out = torch.zeros(16, dtype=torch.uint8), torch.zeros(64)
     minimum, scale = torch.ones(2, 1, dtype=torch.bfloat16).unbind()
-    launches = plan_dequantize(codes, minimum, scale, out, 64, 2, level_table("uniform", 2, 64), 64)
+    launches = plan_dequantize(codes, minimum, scale, out, BlockCode(64, 2, level_table("uniform", 2, 64)), 64)
     done = machine.run([codes, minimum, scale, out], launches)
     assert done.returncode == 66
     assert "data race" in done.stderr
@@ -267,7 +271,7 @@ def test_the_thread_sanitizer_notices_signs_that_are_used_too_early(tmp_path: Pa
     x = torch.randn(40, 20)
     codes, minimum, scale, broken = make_packed(160, 4, 2)
     levels = level_table("uniform", 2, 4)
-    launches = plan_project_quantize(x, None, codes, minimum, scale, 4, 4, 2, levels, 7, 11, 3, broken, 64)
+    launches = plan_project_quantize(x, None, codes, minimum, scale, 4, BlockCode(4, 2, levels), 7, 11, 3, broken, 64)
     done = machine.run([x.view(-1), codes, minimum, scale, broken], launches)
     assert done.returncode == 66
     assert "data race" in done.stderr
@@ -279,7 +283,7 @@ def test_the_thread_sanitizer_notices_sums_that_are_overwritten_too_early(tmp_pa
     gradient = torch.randn(40, 16)
     codes, scale = torch.zeros(128, dtype=torch.uint8), torch.ones(5, dtype=torch.bfloat16)
     partial = torch.zeros(partial_shape(40, 16, 64)).view(-1)
-    launches = plan_norm_sums(gradient, codes, scale, partial, 128, 1.6, (0.0, 1.0), threads=64)
+    launches = plan_norm_sums(gradient, codes, scale, partial, BlockCode(128, 1.6, (0.0, 1.0)), threads=64)
     done = machine.run([gradient.view(-1), codes, scale, partial], launches)
     assert done.returncode == 66
     assert "data race" in done.stderr
@@ -290,7 +294,7 @@ def test_the_address_sanitizer_notices_a_read_behind_the_end(tmp_path: Path) -> 
     machine = Sanitized(tmp_path, [("quantize.cu", "quantize_blocks<float, 2, 4>")], sources, ADDRESS)
     x, codes = torch.randn(61), torch.zeros(16, dtype=torch.uint8)
     minimum, scale = torch.zeros(2, 1, dtype=torch.bfloat16).unbind()
-    launches = plan_quantize(x, codes, minimum, scale, 64, 2, level_table("uniform", 2, 64), 7, 3, None, 64)
+    launches = plan_quantize(x, codes, minimum, scale, BlockCode(64, 2, level_table("uniform", 2, 64)), 7, 3, None, 64)
     done = machine.run([x, codes, minimum, scale], launches)
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
