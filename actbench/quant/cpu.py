@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actbench.quant import content_loops, loops, mersenne, rectified_loops
+from actbench.quant import loops, mersenne, rectified_loops
 from actbench.quant.layout import CODES_A_BYTE, BlockCode, mask_bytes
 
 # Handing work to another thread takes as long as some ten thousand values take on this one.
@@ -286,34 +286,6 @@ def scale_where(values: Tensor, packed: Tensor, factor: float) -> Tensor:
     out = torch.empty_like(values, dtype=torch.float32)
     _share_bytes(loops.scale_where, _array(_flat(values)), _array(packed), np.float32(factor), _array(out.view(-1)))
     return out.to(values.dtype)
-
-
-def compile_loops() -> None:
-    """Compile every loop, or read it from the disk where an earlier call has left it: seconds or a fraction of one.
-
-    What the compiler takes of memory stays with the process, so a process that measures its own lets another one do it.
-    """
-    x, plain = torch.ones(8, 8, dtype=torch.float32, device=_CPU), BlockCode(8, 2, (0.0, 1.0, 2.0, 3.0))
-    packed = project_quantize(x, 4, plain, 0, 0, 1)
-    dequantize_unproject(*packed, 8, 8, 4, plain, x.dtype, 0, 0)
-    unpack_mask(pack_mask(x > 0), 64)
-    draw_mask(64, 0.5, torch.Generator("cpu"))
-    bits = pack_mask(x.to(torch.int32))
-    keep_where(x, bits)
-    scale_where(x, pack_positive(x), 2.0)
-    survived = pack_positive(x)
-    rectified = BlockCode(8, 2, (0.0, 1.0, 2.0))
-    codes, scale = quantize_rectified(x, rectified, 0, 0)
-    dequantize_rectified(codes, scale, 64, rectified, x.dtype, survived)
-    pass_rectified(x, codes, rectified, survived)
-    norm_sums(x, codes, scale, rectified, survived)
-    coefficients = torch.zeros(4, 8, dtype=torch.float32, device=_CPU)
-    norm_gradient(x, codes, scale, rectified, coefficients, survived)
-    words = x.view(torch.int32).view(-1)
-    share_content(content_loops.dense_sum, (words,), 1)
-    for indices in (torch.int32, torch.int64):
-        ends = torch.arange(9, dtype=indices, device=_CPU)
-        share_content(content_loops.asymmetry_sums, (ends, ends[:8], words[:8]), 8)
 
 
 def share_content(function: Callable[..., Any], tensors: tuple[Tensor, ...], count: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 from math import ceil, gcd, lcm
 from typing import Any
 
@@ -36,14 +35,6 @@ _WARP = 32
 _OCTETS_DEQUANTIZED = 2
 _MASK_PIECE = 16
 _OCTETS_MASKED = 2
-_MASKED = "pack_positive", "keep_where", "scale_where"
-_RECTIFIED = (
-    ("rectify.cu", "quantize_rectified"),
-    ("rectified.cu", "dequantize_rectified"),
-    ("rectified.cu", "pass_rectified"),
-    ("norm.cu", "norm_sums"),
-    ("norm.cu", "norm_gradient"),
-)
 _TRITS = 5
 _MOST_VALUES_OF_TILE = 4096
 _OCTETS_RECTIFIED = 2
@@ -467,28 +458,6 @@ def plan_sparse_product(
             (*pointers, np.int64(rows), np.int32(width), np.int32(lane_bits)),
         )
     ]
-
-
-def kernel_names() -> list[tuple[str, str]]:
-    """Source and name of every kernel that a plan may ask for."""
-    types, widths = _TYPES.values(), (1, 2, 4, 8)
-    names = [("quantize.cu", f"find_ranges<{dtype}>") for dtype in types]
-    for dtype, bits in product(types, widths):
-        names += [("quantize.cu", f"quantize_blocks<{dtype}, {bits}, {held}>") for held in (1, 2, 4)]
-        names += [
-            ("quantize.cu", f"encode<{dtype}, {bits}>"),
-            ("dequantize.cu", f"dequantize<{dtype}, {bits}>"),
-        ]
-        names += [("project.cu", f"project_quantize<{dtype}, {bits}>")]
-        names += [("unproject.cu", f"dequantize_unproject<{dtype}, {bits}>")]
-    names += [("project.cu", f"project<{dtype}>") for dtype in types]
-    names += [("sparse.cu", f"multiply_rows<{index}>") for index in _INDICES.values()]
-    names += [("mask.cu", "pack_mask"), ("mask.cu", "unpack_mask")]
-    names += [("mask.cu", f"{kernel}<{dtype}>") for kernel in _MASKED for dtype in types]
-    names += [("rectify.cu", f"find_scales<{dtype}>") for dtype in types]
-    for dtype, symbols in product(types, (3, 4, 16, 256)):
-        names += [(source, f"{kernel}<{dtype}, {symbols}>") for source, kernel in _RECTIFIED]
-    return names + [("projection.cu", f"fill_projection<{entry}>") for entry in ("unsigned", "unsigned short")]
 
 
 def _plan_mask(kernel: str, source: Tensor, target: Tensor, numel: int, threads: int) -> list[Launch]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from actbench.errors import DeviceError
-from actbench.quant.launch import kernel_names
+from actbench.quant.operations import kernel_names
 from actbench.quant.sources import compile_options, kernel_folder, locale_kept
 
 ARCHITECTURES: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")

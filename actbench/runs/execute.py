@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from actbench.quant.cpu import compile_loops
+from actbench.quant.operations import compile_loops
 from actbench.records import Record
 from actbench.runs.job import Job
 from actbench.runs.measure import blank_record, says_out_of_memory

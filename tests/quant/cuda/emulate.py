@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from actbench.quant.launch import Launch, kernel_names
+from actbench.quant.launch import Launch
+from actbench.quant.operations import kernel_names
 from actbench.quant.sources import kernel_folder
 
 EMULATOR = Path(__file__).parent / "emulator"

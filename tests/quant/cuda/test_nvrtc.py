@@ -8,8 +8,8 @@ import pytest
 
 from actbench.errors import DeviceError
 from actbench.quant import nvrtc
-from actbench.quant.launch import kernel_names
 from actbench.quant.nvrtc import Compilation, known_architectures
+from actbench.quant.operations import kernel_names
 
 EVERYDAY = re.compile(r"<float, [23]|<float, 4>|<float>|<Float16, 8|<unsigned>|_mask|<int>")
 # What CUDA 12.4 to 13.5 bring: torch's own wheels pin one of these, or one between them.
