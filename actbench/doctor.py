@@ -20,8 +20,8 @@ from actbench.errors import KernelError
 from actbench.graphs import catalogue, present
 from actbench.home import home_folder
 from actbench.meters import describe_environment, find_gpus, free_memory, usable_cores, watch_process
-from actbench.quant import loops
-from actbench.quant.sources import cupy_extra, cupy_version_problem
+from actbench.quant.cpu import loops
+from actbench.quant.cuda.sources import cupy_extra, cupy_version_problem
 from actbench.runs.device import Device
 
 SCHEMA_VERSION: Final = 1

@@ -17,7 +17,9 @@ from torch import Tensor
 from actbench import benchmark, doctor
 from actbench.doctor import Finding, examine
 from actbench.meters import find_gpus
-from actbench.quant import keep_where, loops, sources
+from actbench.quant import keep_where
+from actbench.quant.cpu import loops
+from actbench.quant.cuda import sources
 
 # Nobody makes a file there, not even root.
 UNWRITABLE = Path("/proc/self")

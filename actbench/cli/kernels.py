@@ -18,7 +18,7 @@ if not COMPLETING:
     import torch
 
     from actbench.benchmark import Shape, benchmark_kernels
-    from actbench.quant import nvrtc
+    from actbench.quant.cuda import nvrtc
     from actbench.records import RecordFile
     from actbench.report import kernels_table, open_stderr, open_stdout, registers_table
     from actbench.runs import is_out_of_memory, resolve_device

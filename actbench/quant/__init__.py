@@ -2,7 +2,7 @@
 
 from actbench.quant.backend import Packed, RectifiedCodes
 from actbench.quant.content import asymmetry_sums, dense_sum
-from actbench.quant.ordered import ordered_products
+from actbench.quant.cuda.ordered import ordered_products
 from actbench.quant.packed import (
     Packing,
     Projection,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from actbench.quant import content_loops, cpu
-from actbench.quant.content_loops import FIRST_FACTOR, PAIR_FACTOR, RUN, SECOND_FACTOR
+from actbench.quant.cpu import backend as cpu
+from actbench.quant.cpu import content_loops
+from actbench.quant.cpu.content_loops import FIRST_FACTOR, PAIR_FACTOR, RUN, SECOND_FACTOR
 from actbench.quant.packed import replaced
 
 _CHUNK = 2**22

@@ -18,9 +18,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from actbench.quant import cpu
 from actbench.quant.backend import Backend
 from actbench.quant.content import asymmetry_sums, dense_sum
+from actbench.quant.cpu import backend as cpu
 from actbench.quant.layout import BlockCode, mask_bytes
 from actbench.quant.packed import backend
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from actbench.quant import cpu
 from actbench.quant.backend import Backend, Packed, Replacement
+from actbench.quant.cpu import backend as cpu
 from actbench.quant.layout import BlockCode, Layout
 from actbench.quant.levels import level_table
 from actbench.scheme import Scheme
@@ -156,6 +156,6 @@ def backend(tensor: Tensor) -> Backend:
         return other
     if not tensor.is_cuda:
         return cpu
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     return cuda

@@ -10,7 +10,7 @@ import torch
 
 from actbench.errors import DeviceError
 from actbench.meters import describe_environment
-from actbench.quant.sources import cupy_problem
+from actbench.quant.cuda.sources import cupy_problem
 from actbench.scheme import Scheme
 
 Device = Literal["cpu", "cuda"]

@@ -22,7 +22,7 @@ from actbench.errors import SchemeError, UsageError
 from actbench.graphs import Graph, mean_adjacency
 from actbench.graphs.catalogue import Metric, Task
 from actbench.quant import instead
-from actbench.quant.launch import fits_tile
+from actbench.quant.cuda.launch import fits_tile
 from actbench.quant.layout import Layout
 from actbench.scheme import Scheme
 from actbench.trace.quantities import AmbiguousError, Reader, Size, Values

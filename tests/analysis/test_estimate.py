@@ -29,7 +29,7 @@ from actbench.compress import compress
 from actbench.errors import UsageError
 from actbench.graphs import Entry, Graph, load, mean_adjacency, sizes_of
 from actbench.models import Model
-from actbench.quant import mersenne
+from actbench.quant.cpu import mersenne
 from actbench.report import estimate_table
 from actbench.scheme import NAMED, Scheme
 from actbench.trace import Subject

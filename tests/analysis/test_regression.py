@@ -23,7 +23,7 @@ from actbench.analysis.regression import (
 )
 from actbench.analysis.warnings import FEW_EPOCHS
 from actbench.errors import UsageError
-from actbench.quant import cpu
+from actbench.quant.cpu import backend as cpu
 from actbench.quant.layout import BlockCode
 from actbench.runs import measure as measure_module
 from actbench.runs.measure import measure

@@ -22,7 +22,7 @@ from actbench.graphs import Entry
 from actbench.graphs.catalogue import seeded_sizes
 from actbench.models import Architecture
 from actbench.quant import Rectifier
-from actbench.quant.launch import fits_tile
+from actbench.quant.cuda.launch import fits_tile
 from actbench.quant.layout import mask_bytes
 from actbench.scheme import Scheme
 from tests.by_hand.operations import FLOAT_BYTES

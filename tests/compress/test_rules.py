@@ -13,7 +13,7 @@ from actbench.compress import Ledger, watch
 from actbench.compress.watch import Watch
 from actbench.errors import NonFiniteError, SchemeError
 from actbench.graphs import mean_adjacency
-from actbench.quant import mersenne
+from actbench.quant.cpu import mersenne
 
 # Single functions, and what is left to torch by design: that nothing is compressed is told, and no fault.
 pytestmark = pytest.mark.filterwarnings("ignore:.*compressed nothing:UserWarning")

@@ -20,7 +20,8 @@ from actbench.analysis.estimate import Workload, estimate
 from actbench.cli.report import _rendered
 from actbench.graphs import Entry
 from actbench.models import Model
-from actbench.quant import cpu, reference
+from actbench.quant import reference
+from actbench.quant.cpu import backend as cpu
 from actbench.quant.layout import BlockCode
 from actbench.quant.levels import level_table
 from actbench.scheme import NAMED, Scheme
@@ -103,8 +104,7 @@ def _schemes(model: str) -> list[str]:
 
 
 def _codes() -> Iterator[tuple[str, str]]:
-    for backend in (reference, cpu):
-        name = backend.__name__.rpartition(".")[2]
+    for name, backend in (("reference", reference), ("cpu", cpu)):
         for dtype in parity.DTYPES:
             x = parity.make_values("normal", 1003 * 12, dtype, 1).view(1003, 12)
             mask = reference.pack_positive(x - 0.5)

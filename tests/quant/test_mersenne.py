@@ -12,7 +12,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actbench.quant import cpu, draw_mask, mersenne
+from actbench.quant import draw_mask
+from actbench.quant.cpu import backend as cpu
+from actbench.quant.cpu import mersenne
 
 WORDS = 624
 WORD = 2**32 - 1

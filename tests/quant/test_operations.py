@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from actbench.quant import cpu, reference
+from actbench.quant import reference
 from actbench.quant.backend import Backend
+from actbench.quant.cpu import backend as cpu
 from actbench.quant.layout import BlockCode
 from actbench.quant.operations import OPERATIONS, Operation
 

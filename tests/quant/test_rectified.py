@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from actbench.quant import Dropped, Rectifier, cpu, rectified_loops, reference
+from actbench.quant import Dropped, Rectifier, reference
+from actbench.quant.cpu import backend as cpu
+from actbench.quant.cpu import rectified_loops
 from actbench.quant.layout import BlockCode, RectifiedLayout
 from tests.quant.cuda import parity
 

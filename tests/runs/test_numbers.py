@@ -18,7 +18,8 @@ from actbench.analysis import Settings, check_records, summarise
 from actbench.cli.main import main
 from actbench.errors import UsageError
 from actbench.models import Network
-from actbench.quant import ordered, reference
+from actbench.quant import reference
+from actbench.quant.cuda import ordered
 from actbench.records import MACHINE_FIELDS, identity, machine
 from actbench.report.command import command_for
 from actbench.runs import Job

@@ -14,7 +14,7 @@ import torch
 from actbench.errors import DeviceError
 from actbench.graphs import load
 from actbench.models import Model
-from actbench.quant import sources
+from actbench.quant.cuda import sources
 from actbench.records import RecordFile, identity, machine
 from actbench.runs import Job, device, digest_of, plan, require_device, resolve_device, run_grid
 from actbench.runs import execute as execute_module

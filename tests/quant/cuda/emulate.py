@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from actbench.quant.launch import Launch
+from actbench.quant.cuda.launch import Launch
+from actbench.quant.cuda.sources import kernel_folder
 from actbench.quant.operations import kernel_names
-from actbench.quant.sources import kernel_folder
 
 EMULATOR = Path(__file__).parent / "emulator"
 _COMPILE = ("-std=c++20", "-ffp-contract=off", "-fno-strict-aliasing", "-pthread", "-w")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from actbench.quant import philox, reference
-from actbench.quant.launch import (
+from actbench.quant.cuda.launch import (
     BANDS,
     PRODUCT_THREADS,
     THREADS,

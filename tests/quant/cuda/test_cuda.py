@@ -12,14 +12,15 @@ import pytest
 import torch
 
 import actbench.quant
-from actbench.quant import ordered, reference
-from actbench.quant.launch import BANDS, THREADS, Launch, fits_tile
+from actbench.quant import reference
+from actbench.quant.cuda import ordered
+from actbench.quant.cuda.launch import BANDS, THREADS, Launch, fits_tile
 from actbench.quant.layout import BlockCode
 from actbench.quant.levels import level_table
 from actbench.quant.operations import kernel_names
 from tests.quant.cuda import emulate, parity
 
-NAME = "actbench.quant.cuda"
+NAME = "actbench.quant.cuda.backend"
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     machine = emulate.emulator()
     monkeypatch.setitem(sys.modules, "cupy", ModuleType("cupy"))
     monkeypatch.delitem(sys.modules, NAME, raising=False)
-    real = vars(actbench.quant).get("cuda")
+    real = vars(actbench.quant.cuda).get("backend")
     module = importlib.import_module(NAME)
 
     def run(launches: list[Launch], _device: torch.device) -> None:
@@ -36,9 +37,9 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(module, "_run", run)
     yield module
     # The next to import it must meet the real CuPy, or its absence.
-    del sys.modules[NAME], actbench.quant.cuda
+    del sys.modules[NAME], actbench.quant.cuda.backend
     if real is not None:
-        vars(actbench.quant)["cuda"] = real
+        vars(actbench.quant.cuda)["backend"] = real
 
 
 def flags() -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from actbench.quant.sources import kernel_folder
+from actbench.quant.cuda.sources import kernel_folder
 from tests.quant.cuda import emulate, parity
 
 

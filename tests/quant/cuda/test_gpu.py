@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from actbench.quant import ordered_products, reference
-from actbench.quant.launch import BANDS, THREADS, fits_tile
+from actbench.quant.cuda.launch import BANDS, THREADS, fits_tile
 from actbench.quant.layout import BlockCode, Layout, mask_bytes
 from actbench.quant.levels import level_table
 from tests.quant.cuda import parity
@@ -47,7 +47,7 @@ def assert_projected_parity(
     x: torch.Tensor, projected: int, block_length: int, bits: int, on_gpu: torch.Tensor
 ) -> None:
     """`on_gpu` is `x` on the GPU, wherever it lies there."""
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     rows, width = x.shape
     parameters = block_length, bits, level_table("clipped-normal", bits, block_length)
@@ -65,7 +65,7 @@ def assert_projected_parity(
 def assert_parity(
     x: torch.Tensor, block_length: int, bits: int, levels: tuple[float, ...], seed: int = 7, stream: int = 3
 ) -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     told, expected_told = make_flag(), torch.zeros(1, dtype=torch.int32)
     actual = cuda.quantize(x.cuda(), BlockCode(block_length, bits, levels), seed, stream, told)
@@ -102,7 +102,7 @@ def test_the_edges_of_float32_are_the_reference(case: parity.EdgeCase, block_len
 
 
 def assert_rectified_parity(case: parity.Rectified) -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     x, numel = case.x, case.x.numel()
     mask = None if case.mask is None else case.mask.cuda()
@@ -153,7 +153,7 @@ def test_the_edges_of_float32_are_rectified_as_in_the_reference(name: str) -> No
 def test_batch_norms_backward_is_the_reference(
     dtype: torch.dtype, how: tuple[float, tuple[float, ...]], shape: tuple[int, int]
 ) -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     rows, width = shape
     y = parity.make_values("normal", rows * width, torch.float32, 1)
@@ -174,7 +174,7 @@ def test_batch_norms_backward_is_the_reference(
 
 @pytest.mark.parametrize("block_length", [128, 4097])
 def test_rectified_codes_can_be_captured_into_a_graph(block_length: int) -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     code = BlockCode(block_length, *parity.RECTIFIED[0])
     x, coefficients = torch.randn(3_000, 100, device="cuda"), torch.randn(4, 100, device="cuda")
@@ -198,7 +198,7 @@ def test_rectified_codes_can_be_captured_into_a_graph(block_length: int) -> None
 
 
 def test_a_view_without_16_byte_alignment_is_read() -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     x, levels = torch.randn(4001), level_table("uniform", 2, 128)
     actual = cuda.quantize(x.cuda()[1:], BlockCode(128, 2, levels), 7, 3)
@@ -209,7 +209,7 @@ def test_a_view_without_16_byte_alignment_is_read() -> None:
 @pytest.mark.parametrize("index", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("width", [1, 40, 128, 602])
 def test_sparse_products_are_the_reference(width: int, index: torch.dtype) -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     csr, x = parity.make_csr(5_011, 703, 1, index), torch.randn(703, width)
     crow, col, values = (part.cuda() for part in csr)
@@ -236,7 +236,7 @@ def test_torchs_products_have_one_order_while_one_is_asked_for() -> None:
 
 
 def test_masks_and_projections_are_the_reference() -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     for numel in (0, 1, 15, 16, 17, 1_000_003):
         mask = torch.rand(numel) < 0.5
@@ -288,7 +288,7 @@ def test_rows_without_alignment_are_projected(width: int) -> None:
 
 
 def test_masked_values_are_the_reference() -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     for dtype in parity.DTYPES:
         for kind in parity.KINDS:
@@ -304,7 +304,7 @@ def test_masked_values_are_the_reference() -> None:
 
 
 def test_masked_values_keep_their_shape() -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     x = torch.randn(30, 5, device="cuda")
     packed = cuda.pack_positive(x)
@@ -314,7 +314,7 @@ def test_masked_values_keep_their_shape() -> None:
 
 @pytest.mark.parametrize("block_length", [16, 4097])
 def test_a_broken_block_is_told_in_pinned_memory(block_length: int) -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     levels, told = level_table("uniform", 2, block_length), make_flag()
     x = torch.randn(3_000, 32, device="cuda")
@@ -333,7 +333,7 @@ def test_a_broken_block_is_told_in_pinned_memory(block_length: int) -> None:
 
 
 def test_projections_run_on_the_callers_stream() -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     parameters, shape = (64, 2, level_table("uniform", 2, 64)), (2**15, 128, 16)
     x = torch.randn(2**15, 128)
@@ -357,7 +357,7 @@ def test_projections_run_on_the_callers_stream() -> None:
 
 @pytest.mark.parametrize("block_length", [64, 4097])
 def test_projections_can_be_captured_into_a_graph(block_length: int) -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     parameters, shape = (block_length, 2, level_table("clipped-normal", 2, block_length)), (3_000, 128, 16)
     x, told = torch.randn(3_000, 128, device="cuda"), make_flag()
@@ -383,7 +383,7 @@ def test_projections_can_be_captured_into_a_graph(block_length: int) -> None:
 
 
 def test_kernels_run_on_the_callers_stream() -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     levels = level_table("uniform", 2, 128)
     x = torch.randn(2**22)
@@ -405,7 +405,7 @@ def test_kernels_run_on_the_callers_stream() -> None:
 
 @pytest.mark.parametrize("block_length", [100, 128])
 def test_calls_can_be_captured_into_a_graph(block_length: int) -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     levels = level_table("clipped-normal", 2, block_length)
     x = torch.randn(50_000, device="cuda")
@@ -426,7 +426,7 @@ def test_calls_can_be_captured_into_a_graph(block_length: int) -> None:
 
 
 def test_the_allocator_sees_what_the_layout_says() -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     def rounded(size: int) -> int:
         return -(-size // 512) * 512
@@ -454,7 +454,7 @@ def test_the_allocator_sees_what_the_layout_says() -> None:
 
 @pytest.mark.parametrize("block_length", [64, 4097])
 def test_a_projection_takes_no_memory_but_its_outputs_and_buffer(block_length: int) -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     def requested(what: str) -> int:
         # Of blocks beyond 1 MiB the allocator may hand out more than was asked for.
@@ -478,7 +478,7 @@ def test_a_projection_takes_no_memory_but_its_outputs_and_buffer(block_length: i
 
 
 def test_a_tensor_that_is_not_contiguous_is_refused() -> None:
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     with pytest.raises(ValueError, match=r"has strides \(1, 4\): pass tensor.contiguous\(\)"):
         cuda.quantize(torch.zeros(8, 4, device="cuda").t(), BlockCode(8, 2, level_table("uniform", 2, 8)), 7, 3)

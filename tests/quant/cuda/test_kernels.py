@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actbench.quant import philox, reference
-from actbench.quant.launch import (
+from actbench.quant.cuda.launch import (
     BANDS,
     THREADS,
     Launch,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from actbench.errors import DeviceError
-from actbench.quant import nvrtc
-from actbench.quant.nvrtc import Compilation, known_architectures
+from actbench.quant.cuda import nvrtc
+from actbench.quant.cuda.nvrtc import Compilation, known_architectures
 from actbench.quant.operations import kernel_names
 
 EVERYDAY = re.compile(r"<float, [23]|<float, 4>|<float>|<Float16, 8|<unsigned>|_mask|<int>")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from actbench.quant import reference
-from actbench.quant.launch import (
+from actbench.quant.cuda.launch import (
     BANDS,
     Launch,
     fits_tile,
@@ -31,9 +31,9 @@ from actbench.quant.launch import (
     plan_sparse_product,
     plan_unpack_mask,
 )
+from actbench.quant.cuda.sources import kernel_folder
 from actbench.quant.layout import BlockCode, Layout, RectifiedLayout, mask_bytes
 from actbench.quant.levels import level_table
-from actbench.quant.sources import kernel_folder
 from tests.quant.cuda import emulate, parity
 
 KERNELS = [

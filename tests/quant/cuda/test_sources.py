@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actbench.quant import sources
+from actbench.quant.cuda import sources
 
 
 def test_the_options_change_with_every_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def test_the_options_change_with_every_header(tmp_path: Path, monkeypatch: pytes
 
 
 def test_an_installed_package_brings_its_own_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = tmp_path / "site-packages" / "actbench" / "quant" / "sources.py"
+    module = tmp_path / "site-packages" / "actbench" / "quant" / "cuda" / "sources.py"
     module.parent.mkdir(parents=True)
     monkeypatch.setattr(sources, "__file__", str(module))
     # The Hub's package of that name must not be taken for ours.
@@ -51,12 +51,12 @@ def refusal(version: str | None, setup: str) -> str:
     program = (
         "import sys, torch, types\n"
         "from importlib.machinery import ModuleSpec\n"
-        "from actbench.quant import sources\n"
+        "from actbench.quant.cuda import sources\n"
         f"torch.version.cuda = {version!r}\n"
         f"{setup}\n"
         "from actbench.errors import DeviceError\n"
         "try:\n"
-        "    import actbench.quant.cuda\n"
+        "    import actbench.quant.cuda.backend\n"
         "except DeviceError as error:\n"
         "    sys.stdout.write(str(error))\n"
     )

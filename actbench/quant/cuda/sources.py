@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 def kernel_folder() -> Path:
     """The folder of the .cu and .cuh files: inside an installed package, else at the top of the checkout."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     installed = package / "kernels"
     return installed if installed.is_dir() else package.parent / "kernels"
 

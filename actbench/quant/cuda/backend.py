@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from actbench.errors import DeviceError
-from actbench.quant.launch import (
+from actbench.quant.cuda.launch import (
     Launch,
     fits_tile,
     partial_shape,
@@ -34,14 +34,14 @@ from actbench.quant.launch import (
     plan_sparse_product,
     plan_unpack_mask,
 )
-from actbench.quant.layout import BlockCode, mask_bytes
-from actbench.quant.sources import (
+from actbench.quant.cuda.sources import (
     compile_options,
     cupy_problem,
     cupy_version_problem,
     kernel_folder,
     locale_kept,
 )
+from actbench.quant.layout import BlockCode, mask_bytes
 
 try:
     import cupy

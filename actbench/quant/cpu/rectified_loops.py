@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from actbench.quant.loops import (
+from actbench.quant.cpu.loops import (
     Bytes,
     Floats,
     Halves,

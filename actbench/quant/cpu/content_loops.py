@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from actbench.quant.loops import Integers, compiled
+from actbench.quant.cpu.loops import Integers, compiled
 
 FIRST_FACTOR: Final = 0x9E3779B97F4A7C15
 SECOND_FACTOR: Final = 0xBF58476D1CE4E5B9

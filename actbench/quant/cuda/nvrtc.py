@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from actbench.errors import DeviceError
+from actbench.quant.cuda.sources import compile_options, kernel_folder, locale_kept
 from actbench.quant.operations import kernel_names
-from actbench.quant.sources import compile_options, kernel_folder, locale_kept
 
 ARCHITECTURES: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 _CUPY_OPTIONS: Final = ("-ftz=true", "--device-as-default-execution-space")

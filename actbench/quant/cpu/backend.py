@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actbench.quant import loops, mersenne, rectified_loops
+from actbench.quant.cpu import loops, mersenne, rectified_loops
 from actbench.quant.layout import CODES_A_BYTE, BlockCode, mask_bytes
 
 # Handing work to another thread takes as long as some ten thousand values take on this one.

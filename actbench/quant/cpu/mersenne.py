@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from actbench.quant.cpu.loops import Bytes, Words, compiled, pack
 from actbench.quant.layout import mask_bytes
-from actbench.quant.loops import Bytes, Words, compiled, pack
 
 LongWords = npt.NDArray[np.uint64]
 

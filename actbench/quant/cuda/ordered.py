@@ -52,6 +52,6 @@ def _addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha:
 
 def sparse_product(crow: Tensor, col: Tensor, values: Tensor, x: Tensor) -> Tensor:
     """That of the CUDA backend, the only one with an order of its own."""
-    from actbench.quant import cuda
+    from actbench.quant.cuda import backend as cuda
 
     return cuda.sparse_product(crow, col, values, x)

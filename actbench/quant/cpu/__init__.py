@@ -1,0 +1,1 @@
+"""The quantizer on CPU tensors, by loops that Numba compiles."""
