@@ -31,7 +31,7 @@ class Sizing(Protocol):
         """What `question` says of the numbers that `sizes` stand for."""
 
     def define(self, of: Callable[..., int], *sizes: int) -> int:
-        """`of(*sizes)`, known as that."""
+        """`of(*sizes)`, or a number that stands for it."""
 
     def expect(self, layout: Callable[..., Layout], *shape: int) -> None:
         """A tensor of that shape is about to be packed."""

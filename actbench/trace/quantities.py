@@ -46,8 +46,30 @@ class Values:
         return self.quantities[part] if isinstance(part, str) else part.of(*map(self.at, part.sizes))
 
 
-_LEAST: Final = 16
-"""Numbers below are taken for constants of the network: heads, or the dimensions of something."""
+_PRIMES: Final = (
+    401,
+    409,
+    419,
+    421,
+    431,
+    433,
+    439,
+    443,
+    449,
+    457,
+    461,
+    463,
+    467,
+    479,
+    487,
+    491,
+    499,
+    503,
+    509,
+    521,
+    541,
+)
+"""What is invented: larger than a network's own constants, most of which are heads or round."""
 
 
 class Reader:
@@ -66,13 +88,23 @@ class Reader:
     def define(self, of: Callable[..., int], *numbers: int) -> int:
         """Let what `of` makes of `numbers` be read as that; returns it. Raises `AmbiguousError`."""
         number, size = of(*numbers), self.of(of, *numbers)
-        known = self._known.get(number) or self._sizes.get(number)
-        if known is None:
-            if number >= _LEAST:
-                self._known[number] = size
-        elif any(values.at(known) != values.at(size) for values in self._others):
+        known = self._known.setdefault(number, self._sizes.get(number, size))
+        if not self._agree(known, size):
             raise AmbiguousError(f"{number} is two things")
         return number
+
+    def invent(self, of: Callable[..., int], *numbers: int) -> int:
+        """A number that is read as what `of` makes of `numbers`, and as nothing else: a prime that none has yet."""
+        size = self.of(of, *numbers)
+        for number, known in self._known.items():
+            if self._agree(known, size):
+                return number
+        number = next(prime for prime in _PRIMES if prime not in self._known and prime not in self._sizes)
+        self._known[number] = size
+        return number
+
+    def _agree(self, first: Size, second: Size) -> bool:
+        return all(values.at(first) == values.at(second) for values in self._others)
 
     def of(self, function: Callable[..., int], *numbers: int) -> Size:
         """What `function` makes of `numbers`."""

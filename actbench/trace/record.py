@@ -227,7 +227,7 @@ class _Tracer:
 
     def define(self, of: Callable[..., int], *sizes: int) -> int:
         """A number that will be read as what it is."""
-        return self.reader.define(of, *sizes)
+        return self.reader.invent(of, *sizes)
 
     def expect(self, layout: Callable[..., Layout], *shape: int) -> None:
         """A tensor of that shape is about to be packed."""

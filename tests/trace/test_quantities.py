@@ -48,6 +48,15 @@ def test_two_readings_of_one_number_are_told_apart_by_other_sizes() -> None:
         here.define(lambda nodes: nodes - 90, 239)
 
 
+def test_a_number_is_invented_for_what_small_sizes_do_not_tell() -> None:
+    here = reader()
+    narrow = here.invent(lambda hidden: -(-hidden // 100), 149)
+    assert here.invent(lambda hidden: (hidden + 99) // 100, 149) == narrow
+    assert here.invent(lambda edges: -(-edges // 400), 622) != narrow
+    assert here.invent(lambda hidden: 3 * hidden // 3, 149) == 149
+    assert REAL.at(here.read(239 * narrow)) == 3 * 10**9
+
+
 def test_what_is_expected_holds_for_packed_tensors_alone() -> None:
     here = reader()
     here.expect(lambda rows, width: -(-rows * width // 4), 239, 149)
